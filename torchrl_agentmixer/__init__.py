@@ -1,0 +1,28 @@
+"""Correlated multi-agent policies for TorchRL (AgentMixer, arXiv 2401.08728)."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.distributions import (
+    GroupedDistribution,
+    IGCCategorical,
+    IGCNormal,
+    IGCTanhNormal,
+)
+from torchrl_agentmixer.groups import AgentGroup, agent_groups
+from torchrl_agentmixer.modules import MixerBlock, ModifierGroup, PolicyModifier
+from torchrl_agentmixer.policies import AgentMixerPolicy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentGroup",
+    "AgentMixerPolicy",
+    "GroupedDistribution",
+    "IGCCategorical",
+    "IGCNormal",
+    "IGCTanhNormal",
+    "MixerBlock",
+    "ModifierGroup",
+    "PolicyModifier",
+    "agent_groups",
+]

@@ -1,0 +1,22 @@
+"""Methods: each builds policy, critic, loss and optimizer."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
+from torchrl_agentmixer.algorithms.registry import available_algorithms, make_algorithm
+from torchrl_agentmixer.algorithms.schedules import Schedule
+
+__all__ = [
+    "IPPO",
+    "MAPPO",
+    "AgentMixer",
+    "AgentMixerConfig",
+    "HuberPPOLoss",
+    "PPOAlgorithm",
+    "PPOConfig",
+    "Schedule",
+    "available_algorithms",
+    "make_algorithm",
+]

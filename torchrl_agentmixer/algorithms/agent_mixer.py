@@ -1,0 +1,166 @@
+"""AgentMixer: PPO on the joint policy, deployed as its individual policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.algorithms.ppo import (
+    PPOAlgorithm,
+    PPOConfig,
+    make_gae,
+    make_ppo_loss,
+    make_value_norm,
+)
+from torchrl_agentmixer.algorithms.schedules import Schedule
+from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
+from torchrl_agentmixer.groups import state_dim
+from torchrl_agentmixer.modules import CentralCritic, value_module
+from torchrl_agentmixer.policies import AgentMixerPolicy
+
+
+@dataclass(kw_only=True)
+class AgentMixerConfig(PPOConfig):
+    """Hyperparameters of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
+
+    Args:
+        lr_modifier: learning rate of the Policy Modifier.
+        channels: width of the Modifier's tokens.
+        num_blocks: mixer blocks.
+        head_gain: gain of the Modifier's last layer; the authors use 0.01.
+        seed_dim: width of the correlation seed, 0 for none (the paper's code).
+        seed_per: draw the seed for each ``"step"`` or each ``"episode"``.
+        form: what the Modifier writes for discrete actions, ``"perturbation"`` (Eq. 12) or
+            ``"temperature"``.
+        temperature: tau of Eq. 12, a number or a :class:`Schedule`, as the next two.
+        strength: of the noise of Eq. 12; 1 is the paper's.
+        consistency: 0 is the paper's, 1 keeps the individual modes exactly.
+        noise_bound: c of Eq. 12.
+        noise_gain: g of Eq. 12.
+        margin: gap between the mode and what ``consistency`` clips, in nats.
+        scale_bound: c of the continuous form, in the unit of the action.
+        scale_gain: g of the continuous form.
+    """
+
+    lr_modifier: float = 5e-4
+    channels: int = 64
+    num_blocks: int = 1
+    head_gain: float = 1.0
+    seed_dim: int = 0
+    seed_per: str = "step"
+    form: str = "perturbation"
+    temperature: float | Schedule | Mapping[str, Any] = 1.0
+    strength: float | Schedule | Mapping[str, Any] = 1.0
+    consistency: float | Schedule | Mapping[str, Any] = 0.0
+    noise_bound: float = 0.95
+    noise_gain: float = 1.0
+    margin: float = 1e-2
+    scale_bound: float = 0.75
+    scale_gain: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed_per not in ("step", "episode"):
+            raise ValueError(f"expected `seed_per` 'step' or 'episode', got {self.seed_per!r}.")
+        self.schedules = {
+            name: _as_schedule(getattr(self, name))
+            for name in ("temperature", "strength", "consistency")
+        }
+
+
+class AgentMixer(PPOAlgorithm):
+    """AgentMixer with TorchRL's ``MAPPOLoss`` and ``GAE`` on the joint policy (Eq. 13).
+
+    The team is one learner: one log-probability, one ratio and one advantage for each time step.
+    One backward pass trains actors and Modifier, each with its learning rate. Execution is
+    decentralized: the individual modes.
+
+    Args:
+        env (EnvBase): sizes are read from its specs.
+        total_frames (int): environment steps of the whole training.
+        config (AgentMixerConfig, optional): hyperparameters.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("matrix/climbing", num_envs=16)
+        >>> algorithm = AgentMixer(env, total_frames=160, config=AgentMixerConfig(epochs=1))
+        >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
+        >>> round(metrics["ratio"], 3)
+        1.0
+    """
+
+    def __init__(
+        self, env: EnvBase, total_frames: int, config: AgentMixerConfig | None = None
+    ) -> None:
+        config = config or AgentMixerConfig()
+        policy = AgentMixerPolicy.from_env(
+            env,
+            actor_kwargs={"hidden": config.actor_hidden, "share_params": config.share_params},
+            modifier_kwargs={
+                "seed_dim": config.seed_dim,
+                "channels": config.channels,
+                "num_blocks": config.num_blocks,
+                "head_gain": config.head_gain,
+                "scale_bound": config.scale_bound,
+                "scale_gain": config.scale_gain,
+            },
+            form=config.form,  # type: ignore[arg-type]
+            distribution=config.distribution,
+            noise_bound=config.noise_bound,
+            noise_gain=config.noise_gain,
+            margin=config.margin,
+        ).to(env.device)
+        value_norm = make_value_norm().to(env.device)
+        network = CentralCritic(state_dim(env), hidden=config.critic_hidden, device=env.device)
+        critic = value_module(network, value_norm=value_norm)
+        loss = make_ppo_loss(policy, critic, config, value_norm)
+        loss.set_keys(action=policy.action_keys)
+        modifier = list(policy.modifier.parameters())
+        actors = [p for module in policy.actors for p in module.parameters()]
+        super().__init__(
+            config,
+            policy=policy,
+            execution_policy=policy.decentralized(),
+            critic=critic,
+            loss=loss,
+            advantage=make_gae(critic, config),
+            param_groups=[
+                {"params": [*actors, *network.parameters()], "lr": config.lr},
+                {"params": modifier, "lr": config.lr_modifier},
+            ],
+            total_frames=total_frames,
+        )
+        self.schedules = config.schedules
+        self.on_progress(0.0)
+
+    @torch.no_grad()
+    def diagnose(self, data: TensorDictBase) -> TensorDict:
+        """Mode agreement and divergence between joint and product policy, and the coefficients."""
+        metrics = consistency_metrics(self.policy, data)
+        for name, schedule in self.schedules.items():
+            metrics[name] = torch.tensor(schedule(self.progress))
+        return metrics
+
+    def on_progress(self, progress: float) -> None:
+        if any(group.discrete for group in self.policy.groups):
+            available = self.policy.coefficient_names
+            self.policy.set_coefficients(
+                **{
+                    name: schedule(progress)
+                    for name, schedule in self.schedules.items()
+                    if name in available
+                }
+            )
+
+
+def _as_schedule(value: float | Schedule | Mapping[str, Any]) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, Mapping):
+        return Schedule(**value)
+    return Schedule(float(value), float(value))

@@ -1,0 +1,241 @@
+"""What the PPO methods share: advantages, epochs of clipped updates, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.modules import PopArtValueNorm
+from torchrl.objectives.multiagent import MAPPOLoss
+from torchrl.objectives.value import GAE
+from torchrl.objectives.value.advantages import ValueEstimatorBase
+
+
+@dataclass(kw_only=True)
+class PPOConfig:
+    """Hyperparameters that all PPO methods have in common (AgentMixer's appendix; MAPPO).
+
+    Args:
+        lr: learning rate of actors and critic.
+        epochs: passes over each batch.
+        num_minibatches: minibatches of one pass.
+        clip_epsilon: clipping range of the ratio.
+        clip_value: clipping range of the value, in normalized units.
+        entropy_coeff: weight of the entropy bonus.
+        critic_coeff: weight of the value loss.
+        huber_delta: threshold of the Huber value loss, in normalized units.
+        gamma: discount factor.
+        gae_lambda: lambda of GAE.
+        max_grad_norm: bound on the norm of the gradient of all parameters.
+        adam_eps: epsilon of Adam.
+        share_params: one actor network for all agents, or one each.
+        actor_hidden: widths of the actors' hidden layers.
+        critic_hidden: widths of the critic's hidden layers.
+        distribution: of continuous actions, ``"normal"`` or ``"tanh_normal"``.
+    """
+
+    lr: float = 5e-4
+    epochs: int = 15
+    num_minibatches: int = 1
+    clip_epsilon: float = 0.2
+    clip_value: float = 0.2
+    entropy_coeff: float = 0.01
+    critic_coeff: float = 1.0
+    huber_delta: float = 10.0
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    max_grad_norm: float = 10.0
+    adam_eps: float = 1e-5
+    share_params: bool = False
+    actor_hidden: tuple[int, ...] = (64,)
+    critic_hidden: tuple[int, ...] = (64, 64)
+    distribution: str = "normal"
+
+    def __post_init__(self) -> None:
+        self.actor_hidden = tuple(self.actor_hidden)
+        self.critic_hidden = tuple(self.critic_hidden)
+        for name in ("epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{type(self).__name__}: expected `{name}` >= 1, got {getattr(self, name)}."
+                )
+
+
+class HuberPPOLoss(MAPPOLoss):
+    """TorchRL's ``MAPPOLoss`` with MAPPO's Huber value loss, whose threshold is not 1.
+
+    TorchRL's ``smooth_l1`` has its corner at 1. With prediction and target divided by
+    ``huber_delta`` on the way in, and the loss multiplied by its square on the way out, the corner
+    is at ``huber_delta``; value clipping stays in normalized units.
+
+    Args:
+        *args: as ``MAPPOLoss``.
+
+    Keyword Args:
+        huber_delta (float): the threshold, in normalized units.
+        clip_value (float): value clipping range, in normalized units.
+        critic_coeff (float): weight of the value loss.
+        **kwargs: as ``MAPPOLoss``.
+    """
+
+    def __init__(
+        self, *args: Any, huber_delta: float, clip_value: float, critic_coeff: float, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            *args,
+            clip_value=clip_value / huber_delta,
+            critic_coeff=critic_coeff * huber_delta**2,
+            loss_critic_type="smooth_l1",
+            **kwargs,
+        )
+        self.huber_delta = huber_delta
+
+    def _critic_loss_inputs(
+        self,
+        target_return: torch.Tensor,
+        state_value: torch.Tensor,
+        old_state_value: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        inputs = super()._critic_loss_inputs(target_return, state_value, old_state_value)
+        target, value, old = (None if x is None else x / self.huber_delta for x in inputs)
+        return target, value, old
+
+
+class PPOAlgorithm(nn.Module):
+    """One on-policy method: a policy to collect with, one to execute, and an update.
+
+    Subclasses build the parts; the training loop sees ``policy``, ``execution_policy``,
+    ``update(batch) -> metrics`` and the state dict, and nothing else.
+
+    Args:
+        config (PPOConfig): hyperparameters.
+        policy (TensorDictModuleBase): collects.
+        execution_policy (TensorDictModuleBase): deployed; shares the policy's parameters.
+        critic (TensorDictModuleBase): writes the value.
+        loss (MAPPOLoss): on policy and critic.
+        advantage (ValueEstimatorBase): writes advantage and value target.
+        param_groups (list of dict): of Adam: parameters and their learning rates.
+        total_frames (int): environment steps of the whole training, for schedules.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        *,
+        policy: TensorDictModuleBase,
+        execution_policy: TensorDictModuleBase,
+        critic: TensorDictModuleBase,
+        loss: MAPPOLoss,
+        advantage: ValueEstimatorBase,
+        param_groups: list[dict[str, Any]],
+        total_frames: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.policy = policy
+        self.execution_policy = execution_policy
+        self.critic = critic
+        self.loss = loss
+        self.advantage = advantage
+        self.total_frames = total_frames
+        self.frames = 0
+        self.optimizer = torch.optim.Adam(param_groups, eps=config.adam_eps)
+        self._parameters_in_use = [p for group in param_groups for p in group["params"]]
+
+    @property
+    def progress(self) -> float:
+        """Share of training done, in [0, 1]."""
+        return min(self.frames / self.total_frames, 1.0)
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Improve the policy on one batch of trajectories ``[num_envs, steps]``.
+
+        Returns:
+            dict: means over all gradient steps of the losses, entropy, KL, clip fraction, ratio
+            and gradient norm, and what :meth:`diagnose` adds.
+        """
+        with torch.no_grad():
+            self.advantage(batch)
+        data = batch.reshape(-1)
+        logs = TensorDict.stack(
+            [
+                self._gradient_step(minibatch)
+                for _ in range(self.config.epochs)
+                for minibatch in self._minibatches(data)
+            ]
+        )
+        metrics = logs.mean(0).update(self.diagnose(data))
+        self.frames += batch.numel()
+        self.on_progress(self.progress)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _minibatches(self, data: TensorDictBase) -> Iterator[TensorDictBase]:
+        if self.config.num_minibatches == 1:
+            yield data
+            return
+        order = torch.randperm(data.shape[0], device=data.device)
+        for index in order.chunk(self.config.num_minibatches):
+            yield data[index]
+
+    def _gradient_step(self, minibatch: TensorDictBase) -> TensorDict:
+        losses = self.loss(minibatch)
+        total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters_in_use, self.config.max_grad_norm)
+        self.optimizer.step()
+        return TensorDict(
+            {
+                "loss_objective": losses["loss_objective"],
+                "loss_critic": losses["loss_critic"],
+                "entropy": losses["entropy"],
+                "kl": losses["kl_approx"],
+                "clip_fraction": losses["clip_fraction"],
+                "ratio": losses["mean_ratio"],
+                "explained_variance": losses["explained_variance"].mean(),
+                "grad_norm": norm,
+            }
+        ).detach()
+
+    def diagnose(self, data: TensorDictBase) -> TensorDict:
+        """Metrics of the policy on a flat batch, after the update; none by default."""
+        return TensorDict()
+
+    def on_progress(self, progress: float) -> None:
+        """Called after each update with the share of training done; schedules go here."""
+
+
+def make_value_norm() -> PopArtValueNorm:
+    """The normalizer of MAPPO's value targets."""
+    return PopArtValueNorm(shape=1)
+
+
+def make_ppo_loss(
+    policy: TensorDictModuleBase,
+    critic: TensorDictModuleBase,
+    config: PPOConfig,
+    value_norm: PopArtValueNorm,
+) -> HuberPPOLoss:
+    """The clipped objective with MAPPO's value loss; one advantage per time step, standardized."""
+    return HuberPPOLoss(
+        policy,
+        critic,
+        value_norm=value_norm,
+        huber_delta=config.huber_delta,
+        clip_value=config.clip_value,
+        critic_coeff=config.critic_coeff,
+        clip_epsilon=config.clip_epsilon,
+        entropy_coeff=config.entropy_coeff,
+        normalize_advantage=True,
+        normalize_advantage_exclude_dims=(),
+    )
+
+
+def make_gae(critic: TensorDictModuleBase, config: PPOConfig) -> GAE:
+    """GAE on the team reward, ``[*B, 1]``."""
+    return GAE(gamma=config.gamma, lmbda=config.gae_lambda, value_network=critic)

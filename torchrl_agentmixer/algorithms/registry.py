@@ -1,0 +1,60 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
+
+_ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
+    "agent_mixer": (AgentMixer, AgentMixerConfig),
+    "ippo": (IPPO, PPOConfig),
+    "mappo": (MAPPO, PPOConfig),
+}
+
+
+def available_algorithms() -> list[str]:
+    """Names that :func:`make_algorithm` knows.
+
+    Examples:
+        >>> available_algorithms()
+        ['agent_mixer', 'ippo', 'mappo']
+    """
+    return sorted(_ALGORITHMS)
+
+
+def make_algorithm(
+    name: str, env: EnvBase, total_frames: int, config: Mapping[str, Any] | None = None
+) -> PPOAlgorithm:
+    """Build a method for an environment.
+
+    Args:
+        name (str): one of :func:`available_algorithms`.
+        env (EnvBase): sizes are read from its specs.
+        total_frames (int): environment steps of the whole training.
+        config (mapping, optional): hyperparameters, by the names of the method's config.
+
+    Raises:
+        ValueError: for an unknown method or hyperparameter; the message names the nearest one.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("matrix/climbing", num_envs=4)
+        >>> type(make_algorithm("mappo", env, 1000, {"lr": 1e-3})).__name__
+        'MAPPO'
+    """
+    if name not in _ALGORITHMS:
+        raise ValueError(unknown_name("algorithm", name, _ALGORITHMS))
+    cls, config_cls = _ALGORITHMS[name]
+    known = [field.name for field in fields(config_cls)]
+    for key in config or {}:
+        if key not in known:
+            raise ValueError(unknown_name(f"hyperparameter of {name}", key, known))
+    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg]

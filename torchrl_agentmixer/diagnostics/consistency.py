@@ -1,0 +1,77 @@
+"""How far the joint policy is from what will be deployed."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch.distributions import Distribution, kl_divergence
+
+from torchrl_agentmixer.distributions import GroupedDistribution, IGCTanhNormal
+from torchrl_agentmixer.policies import AgentMixerPolicy
+
+
+def mode_agreement(
+    joint: tuple[torch.Tensor, ...], individual: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of agents, and of whole teams, whose joint mode is the individual mode (Definition 6).
+
+    Args:
+        joint (tuple of Tensor): the joint policy's mode, ``[*B, n]`` (discrete) or ``[*B, n, A]``
+            (floating point) for each group.
+        individual (tuple of Tensor): the individual policies' modes, likewise.
+
+    Returns:
+        tuple of Tensor: two scalars in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> agents, teams = mode_agreement((torch.tensor([[0, 1], [2, 2]]),),
+        ...                                (torch.tensor([[0, 0], [2, 2]]),))
+        >>> agents.item(), teams.item()
+        (0.75, 0.5)
+    """
+    same = []
+    for a, b in zip(joint, individual, strict=True):
+        equal = a == b
+        same.append(equal.all(-1) if a.is_floating_point() else equal)  # [*B, n]
+    agents = torch.cat(same, -1)
+    return agents.float().mean(), agents.all(-1).float().mean()
+
+
+def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> TensorDict:
+    r"""Mode agreement and :math:`\mathrm{KL}(\pi_\theta \| \pi_\phi)` over a batch (Definition 5).
+
+    Args:
+        policy (AgentMixerPolicy): the joint policy.
+        data (TensorDictBase): states, observations and, if used, correlation seeds, ``[*B]``.
+
+    Returns:
+        TensorDict: ``mode_agreement`` (share of agents), ``team_mode_agreement`` (share of teams)
+        and ``divergence`` (nats for the whole team; an exact KL), as scalars.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("matrix/climbing", num_envs=4)
+        >>> policy = AgentMixerPolicy.from_env(env, strength=0.0)
+        >>> consistency_metrics(policy, env.reset())["divergence"].item() < 1e-6
+        True
+    """
+    joint = policy.get_dist(data.copy())
+    product = policy.decentralized(deterministic=False).get_dist(data.copy())
+    agents, teams = mode_agreement(_modes(joint), _modes(product))
+    return TensorDict(
+        {
+            "mode_agreement": agents,
+            "team_mode_agreement": teams,
+            "divergence": kl_divergence(joint, product).mean(),
+        }
+    )
+
+
+def _modes(dist: Distribution) -> tuple[torch.Tensor, ...]:
+    """The mode; of squashed Gaussians the point they execute, since their density's is no IGC."""
+    groups = dist.distributions.values() if isinstance(dist, GroupedDistribution) else [dist]
+    return tuple(
+        group.deterministic_sample if isinstance(group, IGCTanhNormal) else group.mode
+        for group in groups
+    )

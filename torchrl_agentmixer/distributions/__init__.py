@@ -1,0 +1,19 @@
+"""Distributions whose mode is the individual policies' mode (Individual-Global-Consistency)."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.distributions.grouped import (
+    GroupedDistribution,
+    GroupedDistributionBuilder,
+)
+from torchrl_agentmixer.distributions.igc_categorical import IGCCategorical, gumbel_perturbation
+from torchrl_agentmixer.distributions.igc_normal import IGCNormal, IGCTanhNormal
+
+__all__ = [
+    "GroupedDistribution",
+    "GroupedDistributionBuilder",
+    "IGCCategorical",
+    "IGCNormal",
+    "IGCTanhNormal",
+    "gumbel_perturbation",
+]

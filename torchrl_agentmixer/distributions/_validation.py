@@ -1,0 +1,36 @@
+"""Checks shared by the distributions: shapes always, values where torch would validate them."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributions import Distribution
+
+
+def should_validate(validate_args: bool | None) -> bool:
+    """Whether to look at tensor values: never while compiling, else as torch's distributions do."""
+    if torch.compiler.is_compiling():
+        return False
+    return Distribution._validate_args if validate_args is None else validate_args
+
+
+def check_rank(owner: str, name: str, value: torch.Tensor, joint: bool) -> None:
+    """Raise unless ``value`` has an agent axis (``joint``) and a last axis, both non-empty."""
+    layout = "[*B, n_agents, size]" if joint else "[*B, size]"
+    rank = 2 if joint else 1
+    if value.ndim < rank or 0 in value.shape[value.ndim - rank :]:
+        raise ValueError(
+            f"{owner}: expected `{name}` of shape {layout} with at least one agent and one entry, "
+            f"got {tuple(value.shape)}."
+        )
+
+
+def check_finite(owner: str, name: str, value: torch.Tensor) -> None:
+    """Raise if ``value`` holds NaN or infinity, naming the first place."""
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        index = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{owner}: expected finite `{name}`, got {value[index].item()} at index {index} of "
+            f"shape {tuple(value.shape)} ({int(bad.sum())} such entries). Look for NaN in the "
+            "observations, the state or the parameters of the network that wrote it."
+        )

@@ -1,0 +1,191 @@
+"""Gaussian joint policies that keep the individual modes (AgentMixer, continuous case)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.distributions import Independent, Normal, constraints
+from torchrl.modules import TanhNormal
+
+from torchrl_agentmixer.distributions._validation import check_finite, check_rank, should_validate
+
+
+def _event_dims(joint: bool) -> int:
+    return 2 if joint else 1
+
+
+def _check_normal(
+    owner: str, loc: torch.Tensor, scale: torch.Tensor, joint: bool, validate_args: bool | None
+) -> None:
+    check_rank(owner, "loc", loc, joint)
+    try:
+        torch.broadcast_shapes(loc.shape, scale.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{owner}: expected `scale` to broadcast with `loc` {tuple(loc.shape)}, "
+            f"got {tuple(scale.shape)}."
+        ) from error
+    if should_validate(validate_args):
+        check_finite(owner, "loc", loc)
+        check_finite(owner, "scale", scale)
+        if not (scale > 0).all():
+            raise ValueError(f"{owner}: expected `scale` > 0, got {scale.min().item()}.")
+
+
+class IGCNormal(Independent):
+    r"""Joint Gaussian policy whose mode is the individual policies' mode, exactly.
+
+    The individual policies say where the team goes, the Policy Modifier how far it deviates:
+    :math:`\pi_\theta(a|s) = \mathcal{N}([\mu_{\phi^i}]_{i=1}^n, \sigma_\theta^2(s))` (AgentMixer,
+    "Continuous Case", `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). Definition 6 (IGC)
+    holds by construction, because a Gaussian's mode is its mean.
+
+    Args:
+        loc (Tensor): individual means :math:`\mu_\phi`, shape ``[*B, n_agents, action_dim]``.
+        scale (Tensor): joint standard deviations :math:`\sigma_\theta > 0`, same units as the
+            action, broadcastable to ``loc``.
+
+    Keyword Args:
+        joint (bool): if ``True`` (default) the agent axis is an event axis and ``log_prob`` and
+            ``entropy`` are one number for the team, ``[*B]``; if ``False`` one for each agent,
+            ``[*B, n_agents]``.
+        validate_args (bool, optional): check the values of ``loc`` and ``scale``. Defaults to
+            torch's setting, and to ``False`` under ``torch.compile``.
+
+    Raises:
+        ValueError: for a missing agent axis, zero agents, shapes that do not broadcast or, where
+            values are checked, NaN or a scale that is not positive.
+
+    Examples:
+        >>> import torch
+        >>> loc, scale = torch.zeros(4, 3, 2), torch.full((4, 3, 2), 0.5)
+        >>> joint = IGCNormal(loc, scale)
+        >>> joint.sample().shape, joint.log_prob(loc).shape
+        (torch.Size([4, 3, 2]), torch.Size([4]))
+        >>> bool((joint.mode == loc).all())
+        True
+        >>> IGCNormal(loc, scale, joint=False).entropy().shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        loc: torch.Tensor,
+        scale: torch.Tensor,
+        *,
+        joint: bool = True,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_normal(type(self).__name__, loc, scale, joint, validate_args)
+        self.joint = joint
+        super().__init__(
+            Normal(loc, scale, validate_args=False), _event_dims(joint), validate_args=False
+        )
+
+    @property
+    def loc(self) -> torch.Tensor:
+        """Individual means, ``[*B, n_agents, action_dim]``."""
+        return self.base_dist.loc
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Joint standard deviations, ``[*B, n_agents, action_dim]``."""
+        return self.base_dist.scale
+
+    @property
+    def deterministic_sample(self) -> torch.Tensor:
+        """The mode: the individual means, ``[*B, n_agents, action_dim]``."""
+        return self.mode
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: None = None) -> IGCNormal:
+        shape = torch.Size(batch_shape) + self.event_shape
+        return type(self)(
+            self.loc.expand(shape), self.scale.expand(shape), joint=self.joint, validate_args=False
+        )
+
+
+class IGCTanhNormal(TanhNormal):
+    r"""Squashed :class:`IGCNormal` for bounded actions, on TorchRL's ``TanhNormal``.
+
+    Its ``deterministic_sample`` is :math:`\tanh(\mu_\phi)` (mapped to ``[low, high]``): the same
+    point for the joint and for the individual policy, whatever the scale, so execution does what
+    was trained. The mode of its *density* is another point, nearer to the bounds, which has no
+    closed form and moves with the scale; asking for ``mode`` raises.
+
+    Args:
+        loc (Tensor): individual means before squashing, ``[*B, n_agents, action_dim]``.
+        scale (Tensor): joint standard deviations before squashing, broadcastable to ``loc``.
+
+    Keyword Args:
+        low (float or Tensor): lower bound of the actions, broadcastable to ``loc``. Default -1.
+        high (float or Tensor): upper bound of the actions, broadcastable to ``loc``. Default 1.
+        joint (bool): as in :class:`IGCNormal`.
+        validate_args (bool, optional): as in :class:`IGCNormal`.
+
+    Raises:
+        ValueError: as :class:`IGCNormal`.
+        RuntimeError: if ``high`` is not above ``low``, or ``mode`` is asked for.
+
+    Examples:
+        >>> import torch
+        >>> loc = torch.tensor([[[0.3], [-2.0]]])
+        >>> narrow = IGCTanhNormal(loc, torch.full_like(loc, 0.1))
+        >>> wide = IGCTanhNormal(loc, torch.full_like(loc, 0.9))
+        >>> bool((narrow.deterministic_sample == wide.deterministic_sample).all())
+        True
+        >>> wide.entropy().shape
+        torch.Size([1])
+    """
+
+    # Gauss-Hermite rule for the expectation in `entropy`.
+    _NODES, _WEIGHTS = (array.tolist() for array in np.polynomial.hermite_e.hermegauss(32))
+
+    def __init__(
+        self,
+        loc: torch.Tensor,
+        scale: torch.Tensor,
+        *,
+        low: torch.Tensor | float = -1.0,
+        high: torch.Tensor | float = 1.0,
+        joint: bool = True,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_normal(type(self).__name__, loc, scale, joint, validate_args)
+        self.joint = joint
+        super().__init__(
+            loc, scale.expand_as(loc), low=low, high=high, event_dims=_event_dims(joint)
+        )
+
+    @property
+    def support(self) -> constraints.Constraint:
+        interval = constraints.interval(self.low, self.high)
+        return constraints.independent(interval, _event_dims(self.joint))
+
+    def entropy(self) -> torch.Tensor:
+        r"""Differential entropy, ``[*B]`` (``joint``) or ``[*B, n_agents]``, in nats.
+
+        :math:`H[\mathcal N] + E[\log |dy/dx|]`, the expectation by Gauss-Hermite quadrature with
+        32 nodes: deterministic and differentiable, with an error under 1e-3 nats for each action
+        dimension while ``scale <= 2``.
+        """
+        nodes = self.loc.new_tensor(self._NODES)
+        weights = self.loc.new_tensor(self._WEIGHTS) / math.sqrt(2 * math.pi)
+        x = self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * nodes  # [*B, n, A, nodes]
+        log_det = 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(x)^2)
+        stretch = ((self.high - self.low) / 2).to(self.loc).log()
+        per_dim = (log_det * weights).sum(-1) + stretch  # [*B, n, A]
+        return self.base_dist.entropy() + per_dim.flatten(-_event_dims(self.joint)).sum(-1)
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: None = None) -> IGCTanhNormal:
+        shape = torch.Size(batch_shape) + self.event_shape
+        return type(self)(
+            self.loc.expand(shape),
+            self.scale.expand(shape),
+            low=self.low,
+            high=self.high,
+            joint=self.joint,
+            validate_args=False,
+        )

@@ -1,0 +1,145 @@
+"""What the batched torch environments share: specs, seeding and partial resets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+
+class TeamEnv(EnvBase):
+    """A cooperative team of one group, ``"agents"``, simulated as one batch of tensors.
+
+    Subclasses hold their state in tensors ``[num_envs, ...]`` and implement :meth:`_reset_where`,
+    :meth:`_advance` and :meth:`_observe`. Every environment writes
+
+    - ``("agents", "observation")`` ``[*B, n_agents, o]`` and ``"state"`` ``[*B, s]``, float32;
+    - ``"reward"`` ``[*B, 1]``, one number for the team;
+    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: ends terminate, time limits
+      truncate;
+
+    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. Its random numbers come from
+    a generator of its own: what a policy draws does not change them.
+
+    Args:
+        n_agents (int): agents in the group.
+        n_actions (int): actions of each.
+        observation_dim (int): entries of one agent's observation.
+        state_dim (int): entries of the state.
+
+    Keyword Args:
+        num_envs (int): environments in the batch.
+        device (optional): where they live.
+        seed (int, optional): of the environment's generator.
+    """
+
+    def __init__(
+        self,
+        n_agents: int,
+        n_actions: int,
+        observation_dim: int,
+        state_dim: int,
+        *,
+        num_envs: int = 1,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"{type(self).__name__}: expected `num_envs` >= 1, got {num_envs}.")
+        device = torch.device(device or "cpu")
+        super().__init__(device=device, batch_size=[num_envs])
+        self.n_agents = n_agents
+        self.group_map = {"agents": [f"agent_{i}" for i in range(n_agents)]}
+        self._generator = torch.Generator(device=device)
+        self._make_specs(n_actions, observation_dim, state_dim)
+        self.set_seed(seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_()))
+
+    def _make_specs(self, n_actions: int, observation_dim: int, state_dim: int) -> None:
+        n, batch = self.n_agents, self.batch_size
+        options: dict[str, Any] = {"device": self.device}
+
+        def group(**leaves: Any) -> Composite:
+            return Composite(leaves, shape=(*batch, n), **options)
+
+        self.observation_spec = Composite(
+            agents=group(
+                observation=Unbounded(
+                    (*batch, n, observation_dim), dtype=torch.float32, **options
+                )
+            ),
+            state=Unbounded((*batch, state_dim), dtype=torch.float32, **options),
+            shape=batch,
+            **options,
+        )
+        self.action_spec = Composite(
+            agents=group(action=Categorical(n_actions, shape=(*batch, n), **options)),
+            shape=batch,
+            **options,
+        )
+        self.reward_spec = Unbounded((*batch, 1), dtype=torch.float32, **options)
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, **options)
+        self.done_spec = Composite(
+            done=flag,
+            terminated=flag.clone(),
+            truncated=flag.clone(),
+            shape=batch,
+            **options,
+        )
+
+    @abstractmethod
+    def _reset_where(self, mask: torch.Tensor) -> None:
+        """Start new episodes in the environments of ``mask`` ``[num_envs]``, and only there."""
+
+    @abstractmethod
+    def _advance(
+        self, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Step with ``[num_envs, n_agents]``; return reward, terminated, truncated ``[num_envs]``."""
+
+    @abstractmethod
+    def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observations ``[num_envs, n_agents, o]`` and state ``[num_envs, s]``."""
+
+    def _rand(self, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, device=self.device, generator=self._generator)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            mask = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
+        self._reset_where(mask.reshape(self.batch_size))
+        false = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
+        return self._output({"done": false, "terminated": false.clone(), "truncated": false.clone()})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        reward, terminated, truncated = self._advance(tensordict["agents", "action"])
+        truncated = truncated & ~terminated
+        return self._output(
+            {
+                "reward": reward.unsqueeze(-1),
+                "done": (terminated | truncated).unsqueeze(-1),
+                "terminated": terminated.unsqueeze(-1),
+                "truncated": truncated.unsqueeze(-1),
+            }
+        )
+
+    def _output(self, entries: dict[str, Any]) -> TensorDict:
+        observation, state = self._observe()
+        agents = TensorDict(
+            {"observation": observation},
+            batch_size=[*self.batch_size, self.n_agents],
+            device=self.device,
+        )
+        return TensorDict(
+            {"agents": agents, "state": state, **entries},
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self._generator.manual_seed(seed)

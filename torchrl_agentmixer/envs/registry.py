@@ -1,0 +1,138 @@
+"""Environments by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty
+from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
+
+Builder = Callable[..., EnvBase]
+Device = torch.device | str | None
+
+
+# What every builder takes.
+_COMMON = ("self", "num_envs", "device", "seed")
+
+
+def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
+    return MatrixGameEnv(climbing(), num_envs=num_envs, device=device, seed=seed)
+
+
+def _penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) -> EnvBase:
+    return MatrixGameEnv(penalty(k), num_envs=num_envs, device=device, seed=seed)
+
+
+def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
+    _require_vmas()
+    from torchrl_agentmixer.envs.predator_prey import make_predator_prey
+
+    return make_predator_prey(**kwargs)
+
+
+_BUILDERS: dict[str, Builder] = {
+    "grid/predator_prey": PredatorPreyGridEnv,
+    "matrix/climbing": _climbing,
+    "matrix/penalty": _penalty,
+    "vmas/predator_prey": _vmas_predator_prey,
+}
+
+
+def register_env(name: str, builder: Builder) -> None:
+    """Make ``builder(num_envs=..., device=..., seed=..., **kwargs)`` known under a name.
+
+    Args:
+        name (str): new; existing names are kept.
+        builder (callable): returns a batched multi-agent environment.
+
+    Raises:
+        ValueError: if the name is taken.
+
+    Examples:
+        >>> import torch
+        >>> register_env("matrix/diagonal", lambda **kw: MatrixGameEnv(torch.eye(2), **kw))
+        >>> make_env("matrix/diagonal", num_envs=3).batch_size
+        torch.Size([3])
+    """
+    if name in _BUILDERS:
+        raise ValueError(f"environment {name!r} exists already: expected a new name.")
+    _BUILDERS[name] = builder
+
+
+def available_envs() -> list[str]:
+    """Names that :func:`make_env` knows; with VMAS installed, its scenarios too.
+
+    Examples:
+        >>> "grid/predator_prey" in available_envs()
+        True
+    """
+    names = set(_BUILDERS)
+    if find_spec("vmas") is not None:
+        from torchrl.envs import VmasEnv
+
+        names |= {f"vmas/{scenario}" for scenario in VmasEnv.available_envs}
+    return sorted(names)
+
+
+def make_env(
+    name: str,
+    *,
+    num_envs: int = 1,
+    device: Device = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> EnvBase:
+    """Build a batch of environments.
+
+    Args:
+        name (str): one of :func:`available_envs`.
+
+    Keyword Args:
+        num_envs (int): environments in the batch.
+        device (optional): where they live.
+        seed (int, optional): of the environments' random numbers.
+        **kwargs: options of this environment.
+
+    Raises:
+        ValueError: for an unknown name or option; the message names the nearest one.
+        ImportError: for a missing extra, with the command that installs it.
+
+    Examples:
+        >>> make_env("grid/predator_prey", num_envs=8, penalty=-1.0).batch_size
+        torch.Size([8])
+    """
+    builder = _BUILDERS.get(name)
+    if builder is None and name.startswith("vmas/"):
+        _require_vmas()
+        if name in available_envs():
+            from torchrl_agentmixer.envs.vmas import VmasTeamEnv
+
+            kwargs = {"scenario": name.removeprefix("vmas/"), **kwargs}
+            return VmasTeamEnv(num_envs=num_envs, device=device, seed=seed, **kwargs)
+    if builder is None:
+        raise ValueError(unknown_name("environment", name, available_envs()))
+    _check_options(name, builder, kwargs)
+    return builder(num_envs=num_envs, device=device, seed=seed, **kwargs)
+
+
+def _check_options(name: str, builder: Builder, kwargs: dict[str, Any]) -> None:
+    signature = inspect.signature(builder.__init__ if isinstance(builder, type) else builder)
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return  # the builder decides
+    options = [option for option in signature.parameters if option not in _COMMON]
+    for key in kwargs:
+        if key not in options:
+            raise ValueError(unknown_name(f"option of {name}", key, options))
+
+
+def _require_vmas() -> None:
+    if find_spec("vmas") is None:
+        raise ImportError('VMAS environments need: pip install "torchrl_agentmixer[vmas]"')
+

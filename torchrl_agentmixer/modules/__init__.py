@@ -1,0 +1,22 @@
+"""Plain networks: actors, Policy Modifier, critics."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor, MultiAgentBody
+from torchrl_agentmixer.modules.coefficients import IGCCoefficients
+from torchrl_agentmixer.modules.critics import CentralCritic, DecentralizedCritic, value_module
+from torchrl_agentmixer.modules.mixer import MixerBlock
+from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
+
+__all__ = [
+    "CategoricalActor",
+    "CentralCritic",
+    "DecentralizedCritic",
+    "GaussianActor",
+    "IGCCoefficients",
+    "MixerBlock",
+    "ModifierGroup",
+    "MultiAgentBody",
+    "PolicyModifier",
+    "value_module",
+]

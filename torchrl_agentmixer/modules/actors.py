@@ -1,0 +1,244 @@
+"""Decentralized actors: every agent maps its own observation to its policy's parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchrl.modules.models.multiagent import MultiAgentNetBase
+
+from torchrl_agentmixer.modules.initialization import orthogonal_
+
+
+class MultiAgentBody(MultiAgentNetBase):
+    """A LayerNorm MLP for each agent, batched: a thin specialization of TorchRL's multi-agent nets.
+
+    LayerNorm on the input, then Linear -> ReLU -> LayerNorm for each hidden width (the authors'
+    actor), and a last Linear if ``out_dim`` is given. Agents with separate parameters run as one
+    batched call.
+
+    Args:
+        n_agents (int): number of agents.
+        in_dim (int): entries of one agent's input.
+
+    Keyword Args:
+        hidden (sequence of int): hidden widths; may be empty when ``out_dim`` is given.
+        out_dim (int, optional): entries of the output; ``None`` returns the last hidden layer.
+        share_params (bool): one set of parameters for all agents.
+        input_norm (bool): LayerNorm on the input.
+        out_gain (float): gain of the last Linear's orthogonal initialization.
+        device (optional): where to build the parameters.
+
+    Raises:
+        ValueError: for zero agents, or an input of the wrong shape.
+
+    Examples:
+        >>> import torch
+        >>> body = MultiAgentBody(3, 5, hidden=(64,), share_params=False)
+        >>> body(torch.randn(7, 3, 5)).shape
+        torch.Size([7, 3, 64])
+    """
+
+    def __init__(
+        self,
+        n_agents: int,
+        in_dim: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        out_dim: int | None = None,
+        share_params: bool = False,
+        input_norm: bool = True,
+        out_gain: float = 0.01,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if n_agents < 1:
+            raise ValueError(f"{type(self).__name__}: expected `n_agents` >= 1, got {n_agents}.")
+        if in_dim < 1:
+            raise ValueError(f"{type(self).__name__}: expected `in_dim` >= 1, got {in_dim}.")
+        self.in_dim = in_dim
+        super().__init__(
+            n_agents=n_agents,
+            centralized=False,
+            share_params=share_params,
+            agent_dim=-2,
+            in_dim=in_dim,
+            hidden=tuple(hidden),
+            out_dim=out_dim,
+            input_norm=input_norm,
+            out_gain=out_gain,
+            device=device,
+        )
+
+    def _build_single_net(
+        self,
+        *,
+        in_dim: int,
+        hidden: tuple[int, ...],
+        out_dim: int | None,
+        input_norm: bool,
+        out_gain: float,
+        device: torch.device | str | None,
+    ) -> nn.Sequential:
+        layers: list[nn.Module] = [nn.LayerNorm(in_dim, device=device)] if input_norm else []
+        for width in hidden:
+            layers += [
+                nn.Linear(in_dim, width, device=device),
+                nn.ReLU(),
+                nn.LayerNorm(width, device=device),
+            ]
+            in_dim = width
+        net = nn.Sequential(*layers)
+        if device != "meta":
+            orthogonal_(net, gain=math.sqrt(2))
+        if out_dim is not None:
+            head = nn.Linear(in_dim, out_dim, device=device)
+            net.append(head if device == "meta" else orthogonal_(head, gain=out_gain))
+        return net
+
+    def _pre_forward_check(self, inputs: torch.Tensor) -> torch.Tensor:
+        if tuple(inputs.shape[-2:]) != (self.n_agents, self.in_dim):
+            raise ValueError(
+                f"{type(self).__name__}: expected an input of shape [*B, {self.n_agents}, "
+                f"{self.in_dim}], got {tuple(inputs.shape)}."
+            )
+        return inputs
+
+
+class _Actor(nn.Module):
+    """Body and head shared by both kinds of actor; ``forward`` is theirs."""
+
+    def __init__(
+        self,
+        n_agents: int,
+        observation_dim: int,
+        out_dim: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        share_params: bool = False,
+        agent_one_hot: bool | None = None,
+        head_gain: float = 0.01,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError(f"{type(self).__name__}: expected at least one hidden width, got none.")
+        self.n_agents = n_agents
+        self.observation_dim = observation_dim
+        self.features_dim = hidden[-1]
+        self.agent_one_hot = share_params if agent_one_hot is None else agent_one_hot
+        extra = n_agents if self.agent_one_hot else 0
+        self.body = MultiAgentBody(
+            n_agents,
+            observation_dim + extra,
+            hidden=hidden,
+            share_params=share_params,
+            device=device,
+        )
+        self.head = MultiAgentBody(
+            n_agents,
+            self.features_dim,
+            hidden=(),
+            out_dim=out_dim,
+            share_params=share_params,
+            input_norm=False,
+            out_gain=head_gain,
+            device=device,
+        )
+        self.register_buffer("one_hot", torch.eye(n_agents, device=device), persistent=False)
+
+    def _run(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if tuple(observation.shape[-2:]) != (self.n_agents, self.observation_dim):
+            raise ValueError(
+                f"{type(self).__name__}: expected an observation of shape [*B, {self.n_agents}, "
+                f"{self.observation_dim}], got {tuple(observation.shape)}."
+            )
+        if self.agent_one_hot:
+            one_hot = self.one_hot.expand(*observation.shape[:-2], -1, -1)
+            observation = torch.cat([observation, one_hot], -1)
+        features = self.body(observation)  # [*B, n, d]
+        return self.head(features), features
+
+
+class CategoricalActor(_Actor):
+    """Individual categorical policies: own observation in, ``logits`` and ``features`` out.
+
+    Args:
+        n_agents (int): number of agents.
+        observation_dim (int): entries of one agent's observation.
+        n_actions (int): actions of one agent.
+
+    Keyword Args:
+        hidden (sequence of int): widths of the hidden layers; the last is the features' width.
+        share_params (bool): one network for all agents; separate networks by default.
+        agent_one_hot (bool, optional): append the agent's one-hot to its observation. Default:
+            only when parameters are shared.
+        head_gain (float): gain of the last layer's orthogonal initialization.
+        device (optional): where to build the parameters.
+
+    Raises:
+        ValueError: for zero agents, or an observation of the wrong shape.
+
+    Examples:
+        >>> import torch
+        >>> actor = CategoricalActor(n_agents=3, observation_dim=8, n_actions=5)
+        >>> logits, features = actor(torch.randn(4, 3, 8))
+        >>> logits.shape, features.shape
+        (torch.Size([4, 3, 5]), torch.Size([4, 3, 64]))
+    """
+
+    def __init__(self, n_agents: int, observation_dim: int, n_actions: int, **kwargs) -> None:
+        super().__init__(n_agents, observation_dim, n_actions, **kwargs)
+
+    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map observations ``[*B, n, o]`` to logits ``[*B, n, K]`` and features ``[*B, n, d]``."""
+        return self._run(observation)
+
+
+class GaussianActor(_Actor):
+    r"""Individual Gaussian policies: own observation in, ``loc``, ``scale`` and ``features`` out.
+
+    The scale is :math:`b\,\sigma(p)` with one free parameter :math:`p` for each agent and action
+    dimension, as in the authors' continuous actors (:math:`b = 0.5`, :math:`p = 1` at first).
+
+    Args:
+        n_agents (int): number of agents.
+        observation_dim (int): entries of one agent's observation.
+        action_dim (int): action dimensions of one agent.
+
+    Keyword Args:
+        scale_bound (float): :math:`b`, in the unit of the action.
+        **kwargs: as :class:`CategoricalActor`.
+
+    Raises:
+        ValueError: for zero agents, or an observation of the wrong shape.
+
+    Examples:
+        >>> import torch
+        >>> actor = GaussianActor(n_agents=3, observation_dim=8, action_dim=2)
+        >>> loc, scale, features = actor(torch.randn(4, 3, 8))
+        >>> loc.shape, scale.shape
+        (torch.Size([4, 3, 2]), torch.Size([4, 3, 2]))
+    """
+
+    def __init__(
+        self,
+        n_agents: int,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        scale_bound: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(n_agents, observation_dim, action_dim, **kwargs)
+        self.scale_bound = scale_bound
+        self.scale_param = nn.Parameter(torch.ones(n_agents, action_dim, device=kwargs.get("device")))
+
+    def forward(
+        self, observation: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map ``[*B, n, o]`` to loc and scale ``[*B, n, A]`` and features ``[*B, n, d]``."""
+        loc, features = self._run(observation)
+        scale = self.scale_bound * torch.sigmoid(self.scale_param)
+        return loc, scale.expand_as(loc), features

@@ -1,0 +1,17 @@
+"""The loop that trains any method, and the evaluation of what it deploys."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.training.evaluation import Evaluation, evaluate, record_gif
+from torchrl_agentmixer.training.loop import Algorithm, LoopConfig, train
+from torchrl_agentmixer.training.run_directory import RunDirectory
+
+__all__ = [
+    "Algorithm",
+    "Evaluation",
+    "LoopConfig",
+    "RunDirectory",
+    "evaluate",
+    "record_gif",
+    "train",
+]

@@ -1,0 +1,88 @@
+"""What a run leaves behind: config, versions, metrics and evaluation episodes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torchrl_agentmixer.training.evaluation import Evaluation
+
+_PACKAGES = ("torchrl_agentmixer", "torch", "torchrl", "tensordict", "vmas", "numpy")
+
+
+class RunDirectory:
+    """Files of one training run; existing results are never overwritten.
+
+    Args:
+        path (str or Path): created if missing.
+
+    Raises:
+        FileExistsError: if the folder already holds metrics.
+
+    Examples:
+        >>> import tempfile
+        >>> run = RunDirectory(tempfile.mkdtemp())
+        >>> run.log({"frames": 10, "return": 1.5})
+        >>> run.metrics_path.read_text().splitlines()
+        ['frames,return', '10,1.5']
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = self.path / "metrics.csv"
+        self.episodes_path = self.path / "evaluation.csv"
+        for existing in (self.metrics_path, self.episodes_path):
+            if existing.exists():
+                raise FileExistsError(
+                    f"{existing} holds the results of an earlier run and is left as it is: expected "
+                    "an empty run directory; name another one."
+                )
+        self._columns: list[str] = []
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved config and the versions it ran with, as JSON."""
+        versions = {"python": platform.python_version()}
+        for package in _PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                versions[package] = "not installed"
+        (self.path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+    def log(self, row: Mapping[str, float | int | None]) -> None:
+        """Append one row of metrics; ``None`` is an empty cell.
+
+        Raises:
+            KeyError: if the row's names are not those of the first row.
+        """
+        if not self._columns:
+            self._columns = list(row)
+            self._append(self.metrics_path, self._columns)
+        if set(row) != set(self._columns):
+            raise KeyError(
+                f"expected metrics {self._columns}, got {list(row)}: "
+                f"{sorted(set(row) ^ set(self._columns))} differ."
+            )
+        self._append(self.metrics_path, [row[name] for name in self._columns])
+
+    def log_episodes(self, frames: int, evaluation: Evaluation) -> None:
+        """Append one row for each evaluation episode."""
+        if not self.episodes_path.exists():
+            self._append(self.episodes_path, ["frames", "episode", "return", "length"])
+        pairs = zip(evaluation.returns.tolist(), evaluation.lengths.tolist(), strict=True)
+        for episode, (total, length) in enumerate(pairs):
+            self._append(self.episodes_path, [frames, episode, total, length])
+
+    @staticmethod
+    def _append(path: Path, row: list[Any]) -> None:
+        with path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(
+                ["" if value is None else value for value in row]
+            )
