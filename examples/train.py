@@ -44,7 +44,9 @@ def progress_bar(total_frames: int):
 
     def show(row: dict) -> None:
         shown = {
-            name: row[name] for name in ("score", "return", "eval_return") if row.get(name) is not None
+            name: row[name]
+            for name in ("score", "return", "eval_return")
+            if row.get(name) is not None
         }
         bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
         bar.update(row["frames"] - bar.n)
@@ -72,9 +74,7 @@ def main(config: DictConfig) -> float:
         eval_interval=config.env.eval_interval,
         eval_steps=config.env.eval_steps,
     )
-    last = train(
-        algorithm, env, eval_env, loop, run, on_metrics=progress_bar(loop.total_frames)
-    )
+    last = train(algorithm, env, eval_env, loop, run, on_metrics=progress_bar(loop.total_frames))
     if config.plots:
         report(run.path, algorithm, eval_env, config.env.eval_steps)
     print(results_table([run.path]))

@@ -46,7 +46,8 @@ class AgentGroup:
         for field in ("n_agents", "observation_dim", "action_dim"):
             if getattr(self, field) < 1:
                 raise ValueError(
-                    f"AgentGroup {self.name!r}: expected `{field}` >= 1, got {getattr(self, field)}."
+                    f"AgentGroup {self.name!r}: expected `{field}` >= 1, "
+                    f"got {getattr(self, field)}."
                 )
 
     def key(self, leaf: str) -> NestedKey:

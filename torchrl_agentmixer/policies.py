@@ -168,7 +168,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey = "state",
         **kwargs: Any,
     ) -> AgentMixerPolicy:
-        """Put a Policy Modifier around an existing TorchRL multi-agent actor, sharing its parameters.
+        """Put a Policy Modifier around an existing TorchRL multi-agent actor; it stays shared.
 
         Args:
             actor (TensorDictModuleBase): writes ``(group, "logits")``, or ``(group, "loc")`` and
@@ -419,7 +419,7 @@ def _features_dim(group: AgentGroup, actors: Sequence[TensorDictModuleBase]) -> 
                 if isinstance(getattr(module, "features_dim", None), int):
                     return module.features_dim
             raise ValueError(
-                f"the actor writes {group.key('features')!r}, but no module in it says their width: "
+                f"the actor writes {group.key('features')!r}, but no module in it says how wide: "
                 "give its network an integer attribute `features_dim`."
             )
     return 0

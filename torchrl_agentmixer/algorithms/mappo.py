@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm
@@ -11,7 +9,6 @@ from torchrl.objectives.value import MultiAgentGAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
 from torchrl_agentmixer.algorithms.ppo import (
-    HuberPPOLoss,
     PPOAlgorithm,
     PPOConfig,
     make_gae,
@@ -48,6 +45,8 @@ class MAPPO(PPOAlgorithm):
         1.0
     """
 
+    value_per_agent = False
+
     def __init__(self, env: EnvBase, total_frames: int, config: PPOConfig | None = None) -> None:
         config = config or PPOConfig()
         groups = agent_groups(env)
@@ -62,8 +61,11 @@ class MAPPO(PPOAlgorithm):
         policy = product_policy(groups, actors, config.distribution, joint=False)  # type: ignore[arg-type]
         value_norm = make_value_norm().to(env.device)
         critic, advantage = self.make_critic(env, group, config, value_norm)
-        loss = make_ppo_loss(policy, critic, config, value_norm)
-        self.set_value_keys(loss, group)
+        loss = make_ppo_loss(
+            policy, critic, config, value_norm, advantage_per_agent=self.value_per_agent
+        )
+        if self.value_per_agent:
+            loss.set_keys(**_value_keys(group))
         parameters = [*policy.parameters(), *critic.parameters()]
         super().__init__(
             config,
@@ -83,9 +85,6 @@ class MAPPO(PPOAlgorithm):
         network = CentralCritic(state_dim(env), hidden=config.critic_hidden, device=env.device)
         critic = value_module(network, value_norm=value_norm)
         return critic, make_gae(critic, config)
-
-    def set_value_keys(self, loss: HuberPPOLoss, group: AgentGroup) -> None:
-        """Keys of value and advantage; TorchRL's defaults, for a team's."""
 
 
 class IPPO(MAPPO):
@@ -108,6 +107,8 @@ class IPPO(MAPPO):
         1.0
     """
 
+    value_per_agent = True
+
     def make_critic(
         self, env: EnvBase, group: AgentGroup, config: PPOConfig, value_norm: PopArtValueNorm
     ) -> CriticParts:
@@ -122,15 +123,9 @@ class IPPO(MAPPO):
         critic = value_module(
             network, group.key("observation"), group.key("state_value"), value_norm
         )
-        advantage = MultiAgentGAE(
-            gamma=config.gamma, lmbda=config.gae_lambda, value_network=critic
-        )
-        set_keys: Callable[..., None] = advantage.set_keys
-        set_keys(**_value_keys(group))
+        advantage = MultiAgentGAE(gamma=config.gamma, lmbda=config.gae_lambda, value_network=critic)
+        advantage.set_keys(**_value_keys(group))
         return critic, advantage
-
-    def set_value_keys(self, loss: HuberPPOLoss, group: AgentGroup) -> None:
-        loss.set_keys(**_value_keys(group))
 
 
 def _value_keys(group: AgentGroup) -> dict:

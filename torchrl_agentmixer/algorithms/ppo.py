@@ -102,8 +102,9 @@ class HuberPPOLoss(MAPPOLoss):
         old_state_value: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         inputs = super()._critic_loss_inputs(target_return, state_value, old_state_value)
-        target, value, old = (None if x is None else x / self.huber_delta for x in inputs)
-        return target, value, old
+        target, value, old = inputs
+        delta = self.huber_delta
+        return target / delta, value / delta, None if old is None else old / delta
 
 
 class PPOAlgorithm(nn.Module):
@@ -220,8 +221,20 @@ def make_ppo_loss(
     critic: TensorDictModuleBase,
     config: PPOConfig,
     value_norm: PopArtValueNorm,
+    *,
+    advantage_per_agent: bool = False,
 ) -> HuberPPOLoss:
-    """The clipped objective with MAPPO's value loss; one advantage per time step, standardized."""
+    """The clipped objective with MAPPO's value loss, and advantages standardized over the batch.
+
+    Args:
+        policy: the policy to improve.
+        critic: writes the value.
+        config: hyperparameters.
+        value_norm: shared with the critic.
+
+    Keyword Args:
+        advantage_per_agent: advantages are ``[*B, n_agents, 1]``, each agent's standardized apart.
+    """
     return HuberPPOLoss(
         policy,
         critic,
@@ -232,7 +245,7 @@ def make_ppo_loss(
         clip_epsilon=config.clip_epsilon,
         entropy_coeff=config.entropy_coeff,
         normalize_advantage=True,
-        normalize_advantage_exclude_dims=(),
+        normalize_advantage_exclude_dims=(-2,) if advantage_per_agent else (),
     )
 
 

@@ -1,16 +1,18 @@
-"""Checks shared by the distributions: shapes always, values where torch would validate them."""
+"""Checks shared by the distributions: shapes always, values where a look at them is free."""
 
 from __future__ import annotations
 
 import torch
-from torch.distributions import Distribution
 
 
-def should_validate(validate_args: bool | None) -> bool:
-    """Whether to look at tensor values: never while compiling, else as torch's distributions do."""
+def should_validate(validate_args: bool | None, value: torch.Tensor) -> bool:
+    """Whether to look at tensor values: never while compiling; by default only on the CPU.
+
+    On an accelerator a look would make the host wait for the device, at every step.
+    """
     if torch.compiler.is_compiling():
         return False
-    return Distribution._validate_args if validate_args is None else validate_args
+    return value.device.type == "cpu" if validate_args is None else validate_args
 
 
 def check_rank(owner: str, name: str, value: torch.Tensor, joint: bool) -> None:

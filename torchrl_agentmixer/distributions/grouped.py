@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -37,7 +37,7 @@ class GroupedDistribution(Distribution):
         (torch.Size([4, 2]), torch.Size([4, 3, 2]), torch.Size([4]))
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, distributions: Mapping[str, Distribution]) -> None:
         if not distributions:
@@ -60,7 +60,9 @@ class GroupedDistribution(Distribution):
     @property
     def deterministic_sample(self) -> tuple[torch.Tensor, ...]:
         """Each group's deterministic sample."""
-        return tuple(dist.deterministic_sample for dist in self.distributions.values())
+        return tuple(
+            getattr(dist, "deterministic_sample", dist.mode) for dist in self.distributions.values()
+        )
 
     def sample(self, sample_shape: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return tuple(dist.sample(torch.Size(sample_shape)) for dist in self.distributions.values())
@@ -103,7 +105,9 @@ def _kl_grouped(p: GroupedDistribution, q: GroupedDistribution) -> torch.Tensor:
             "kl_divergence: expected the same groups on both sides, got "
             f"{list(p.distributions)} and {list(q.distributions)}."
         )
-    terms = [kl_divergence(p.distributions[name], q.distributions[name]) for name in p.distributions]
+    terms = [
+        kl_divergence(p.distributions[name], q.distributions[name]) for name in p.distributions
+    ]
     return torch.stack(terms).sum(0)
 
 
@@ -121,7 +125,8 @@ class GroupedDistributionBuilder:
         >>> import torch
         >>> from torchrl_agentmixer.distributions import IGCCategorical
         >>> build = GroupedDistributionBuilder({"a": IGCCategorical, "b": IGCCategorical})
-        >>> build(**{"a.logits": torch.zeros(1, 2, 3), "b.logits": torch.zeros(1, 1, 4)}).batch_shape
+        >>> params = {"a.logits": torch.zeros(1, 2, 3), "b.logits": torch.zeros(1, 1, 4)}
+        >>> build(**params).batch_shape
         torch.Size([1])
     """
 

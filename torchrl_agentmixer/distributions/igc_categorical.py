@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,8 @@ class IGCCategorical(Independent):
         joint (bool): if ``True`` (default) the agent axis is an event axis and ``log_prob`` and
             ``entropy`` are one number for the team, ``[*B]``; if ``False`` ``[*B, n_agents]``.
         validate_args (bool, optional): check values (NaN, an agent without an allowed action).
-            Defaults to torch's setting, and to ``False`` under ``torch.compile``.
+            By default on the CPU, where it is cheap, and not on an accelerator; never under
+            ``torch.compile``.
 
     Raises:
         ValueError: for a missing agent axis, zero agents or actions, shapes that do not match,
@@ -173,7 +174,7 @@ class IGCCategorical(Independent):
         """The individual policies' modes :math:`k^*`, ``[*B, n_agents]``."""
         return self.individual_logits.argmax(-1)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: None = None) -> IGCCategorical:
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCCategorical:
         # `logits` are final, so that the copy needs no noise, temperature or clipping of its own.
         batch_shape = torch.Size(batch_shape)
         shape = batch_shape + self.event_shape + self.base_dist.logits.shape[-1:]
@@ -228,7 +229,7 @@ def _check_inputs(
             )
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"{owner}: expected a boolean `mask` (True: allowed), got {mask.dtype}.")
-    if not should_validate(validate_args):
+    if not should_validate(validate_args, logits):
         return
     check_finite(owner, "logits", logits)
     if perturbation is not None:

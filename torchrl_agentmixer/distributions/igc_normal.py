@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def _check_normal(
             f"{owner}: expected `scale` to broadcast with `loc` {tuple(loc.shape)}, "
             f"got {tuple(scale.shape)}."
         ) from error
-    if should_validate(validate_args):
+    if should_validate(validate_args, loc):
         check_finite(owner, "loc", loc)
         check_finite(owner, "scale", scale)
         if not (scale > 0).all():
@@ -52,8 +53,8 @@ class IGCNormal(Independent):
         joint (bool): if ``True`` (default) the agent axis is an event axis and ``log_prob`` and
             ``entropy`` are one number for the team, ``[*B]``; if ``False`` one for each agent,
             ``[*B, n_agents]``.
-        validate_args (bool, optional): check the values of ``loc`` and ``scale``. Defaults to
-            torch's setting, and to ``False`` under ``torch.compile``.
+        validate_args (bool, optional): check the values of ``loc`` and ``scale``. By default on the
+            CPU, where it is cheap, and not on an accelerator; never under ``torch.compile``.
 
     Raises:
         ValueError: for a missing agent axis, zero agents, shapes that do not broadcast or, where
@@ -100,7 +101,7 @@ class IGCNormal(Independent):
         """The mode: the individual means, ``[*B, n_agents, action_dim]``."""
         return self.mode
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: None = None) -> IGCNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCNormal:
         shape = torch.Size(batch_shape) + self.event_shape
         return type(self)(
             self.loc.expand(shape), self.scale.expand(shape), joint=self.joint, validate_args=False
@@ -179,7 +180,7 @@ class IGCTanhNormal(TanhNormal):
         per_dim = (log_det * weights).sum(-1) + stretch  # [*B, n, A]
         return self.base_dist.entropy() + per_dim.flatten(-_event_dims(self.joint)).sum(-1)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: None = None) -> IGCTanhNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCTanhNormal:
         shape = torch.Size(batch_shape) + self.event_shape
         return type(self)(
             self.loc.expand(shape),

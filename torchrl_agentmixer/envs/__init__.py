@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.correlation_seed import CorrelationSeed
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty
@@ -12,10 +14,28 @@ __all__ = [
     "CorrelationSeed",
     "MatrixGameEnv",
     "PredatorPreyGridEnv",
+    "PredatorPreyScenario",
     "TeamEnv",
+    "VmasTeamEnv",
     "available_envs",
     "climbing",
     "make_env",
     "penalty",
     "register_env",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs VMAS only when it is asked for."""
+    if name == "VmasTeamEnv":
+        from torchrl_agentmixer.envs.vmas import VmasTeamEnv
+
+        return VmasTeamEnv
+    if name == "PredatorPreyScenario":
+        from torchrl_agentmixer.envs.optional import require_vmas
+
+        require_vmas()
+        from torchrl_agentmixer.envs.predator_prey import PredatorPreyScenario
+
+        return PredatorPreyScenario
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 
@@ -22,12 +23,14 @@ class TeamEnv(EnvBase):
     - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: ends terminate, time limits
       truncate;
 
-    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. Its random numbers come from
-    a generator of its own: what a policy draws does not change them.
+    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. Where agents have different
+    numbers of actions, ``("agents", "action_mask")`` ``[*B, n_agents, K]`` says which of the ``K``
+    of the richest agent each one has. Its random numbers come from a generator of its own: what a
+    policy draws does not change them.
 
     Args:
         n_agents (int): agents in the group.
-        n_actions (int): actions of each.
+        n_actions (int or sequence of int): actions of each agent.
         observation_dim (int): entries of one agent's observation.
         state_dim (int): entries of the state.
 
@@ -35,12 +38,32 @@ class TeamEnv(EnvBase):
         num_envs (int): environments in the batch.
         device (optional): where they live.
         seed (int, optional): of the environment's generator.
+
+    Raises:
+        ValueError: for ``num_envs`` under 1.
+
+    Examples:
+        A game in which only agent 0 counts:
+
+        >>> class Dictator(TeamEnv):
+        ...     def _reset_where(self, mask):
+        ...         pass
+        ...
+        ...     def _advance(self, actions):
+        ...         over = torch.ones(self.batch_size, dtype=torch.bool)
+        ...         return actions[:, 0].float(), over, ~over
+        ...
+        ...     def _observe(self):
+        ...         ones = torch.ones(*self.batch_size, self.n_agents, 1)
+        ...         return ones, ones[:, 0].clone()
+        >>> Dictator(3, 2, 1, 1, num_envs=5).rollout(1)["next", "reward"].shape
+        torch.Size([5, 1, 1])
     """
 
     def __init__(
         self,
         n_agents: int,
-        n_actions: int,
+        n_actions: int | Sequence[int],
         observation_dim: int,
         state_dim: int,
         *,
@@ -55,8 +78,12 @@ class TeamEnv(EnvBase):
         self.n_agents = n_agents
         self.group_map = {"agents": [f"agent_{i}" for i in range(n_agents)]}
         self._generator = torch.Generator(device=device)
-        self._make_specs(n_actions, observation_dim, state_dim)
-        self.set_seed(seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_()))
+        counts = [n_actions] * n_agents if isinstance(n_actions, int) else list(n_actions)
+        index = torch.arange(max(counts), device=device)
+        mask = index < torch.tensor(counts, device=device)[:, None]  # [n_agents, K]
+        self._action_mask = None if mask.all() else mask.expand(num_envs, -1, -1)
+        self._make_specs(max(counts), observation_dim, state_dim)
+        self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
 
     def _make_specs(self, n_actions: int, observation_dim: int, state_dim: int) -> None:
         n, batch = self.n_agents, self.batch_size
@@ -65,29 +92,19 @@ class TeamEnv(EnvBase):
         def group(**leaves: Any) -> Composite:
             return Composite(leaves, shape=(*batch, n), **options)
 
-        self.observation_spec = Composite(
-            agents=group(
-                observation=Unbounded(
-                    (*batch, n, observation_dim), dtype=torch.float32, **options
-                )
-            ),
-            state=Unbounded((*batch, state_dim), dtype=torch.float32, **options),
-            shape=batch,
-            **options,
-        )
-        self.action_spec = Composite(
-            agents=group(action=Categorical(n_actions, shape=(*batch, n), **options)),
-            shape=batch,
-            **options,
-        )
-        self.reward_spec = Unbounded((*batch, 1), dtype=torch.float32, **options)
+        agents = group(observation=Unbounded((*batch, n, observation_dim), **options))
+        if self._action_mask is not None:
+            agents["action_mask"] = Binary(
+                shape=(*batch, n, n_actions), dtype=torch.bool, **options
+            )
+        state = Unbounded((*batch, state_dim), **options)
+        self.observation_spec = Composite(agents=agents, state=state, shape=batch, **options)
+        action = Categorical(n_actions, shape=(*batch, n), mask=self._action_mask, **options)
+        self.action_spec = Composite(agents=group(action=action), shape=batch, **options)
+        self.reward_spec = Unbounded((*batch, 1), **options)
         flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, **options)
         self.done_spec = Composite(
-            done=flag,
-            terminated=flag.clone(),
-            truncated=flag.clone(),
-            shape=batch,
-            **options,
+            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, **options
         )
 
     @abstractmethod
@@ -95,10 +112,8 @@ class TeamEnv(EnvBase):
         """Start new episodes in the environments of ``mask`` ``[num_envs]``, and only there."""
 
     @abstractmethod
-    def _advance(
-        self, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Step with ``[num_envs, n_agents]``; return reward, terminated, truncated ``[num_envs]``."""
+    def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Step with actions ``[N, n_agents]``: reward, terminated and truncated, each ``[N]``."""
 
     @abstractmethod
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +127,8 @@ class TeamEnv(EnvBase):
         if mask is None:
             mask = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
         self._reset_where(mask.reshape(self.batch_size))
-        false = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
-        return self._output({"done": false, "terminated": false.clone(), "truncated": false.clone()})
+        over = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
+        return self._output({"done": over, "terminated": over.clone(), "truncated": over.clone()})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         reward, terminated, truncated = self._advance(tensordict["agents", "action"])
@@ -134,11 +149,26 @@ class TeamEnv(EnvBase):
             batch_size=[*self.batch_size, self.n_agents],
             device=self.device,
         )
+        if self._action_mask is not None:
+            agents["action_mask"] = self._action_mask.clone()
         return TensorDict(
             {"agents": agents, "state": state, **entries},
             batch_size=self.batch_size,
             device=self.device,
         )
+
+    def to(self, device: torch.device | str) -> TeamEnv:
+        """This environment, if it lives on ``device``; it cannot move.
+
+        Raises:
+            NotImplementedError: for another device than that of construction.
+        """
+        if torch.empty(0, device=device).device != torch.empty(0, device=self.device).device:
+            raise NotImplementedError(
+                f"{type(self).__name__} lives on {self.device} and cannot move to {device}: "
+                f"build it there, with `device={str(device)!r}`."
+            )
+        return self
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:

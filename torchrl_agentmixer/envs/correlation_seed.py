@@ -58,9 +58,7 @@ class CorrelationSeed(Transform):
         device = like.device or (self.parent.device if self.parent is not None else None)
         return torch.randn(*like.batch_size, self.seed_dim, device=device)
 
-    def _step(
-        self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
-    ) -> TensorDictBase:
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         keep = self.per == "episode"
         seed = tensordict.get(self.out_key) if keep else self._draw(next_tensordict)
         return next_tensordict.set(self.out_key, seed)

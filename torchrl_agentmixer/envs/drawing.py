@@ -48,6 +48,15 @@ class Canvas:
         x, y = center
         self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, outline)
 
+    def shape(
+        self, center: tuple[float, float], outline: float | list[tuple[float, float]], fill: Color
+    ) -> None:
+        """A disc of this radius, or a polygon with these corners relative to ``center``."""
+        if isinstance(outline, float | int):
+            self.disc(center, outline, fill)
+        else:
+            self._draw.polygon([(center[0] + x, center[1] + y) for x, y in outline], fill=fill)
+
     def text(self, position: tuple[float, float], text: str, fill: Color = (20, 20, 20)) -> None:
         """A line of text, its top left corner at ``position``."""
         self._draw.text(position, text, fill=fill)
@@ -55,3 +64,16 @@ class Canvas:
     def image(self) -> np.ndarray:
         """The picture, ``[height, width, 3]``, uint8."""
         return np.asarray(self._image).copy()
+
+
+def to_rgb(color: Any, env_index: int = 0) -> Color:
+    """A color of channels in [0, 1], one for all environments or one each, in whole numbers.
+
+    Examples:
+        >>> to_rgb((1.0, 0.5, 0.0))
+        (255, 127, 0)
+    """
+    if getattr(color, "ndim", 1) > 1:
+        color = color[env_index]
+    red, green, blue = (int(255 * float(channel)) for channel in color[:3])
+    return red, green, blue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -23,7 +25,10 @@ def climbing() -> torch.Tensor:
 
 
 def penalty(k: float = -25.0) -> torch.Tensor:
-    """Payoffs of the penalty game: two optima worth 10, ``k`` for mixing them up, 2 for playing safe.
+    """Payoffs of the penalty game: two optima worth 10, ``k`` for mixing them up, 2 for safety.
+
+    Claus and Boutilier, 1998, with the payoffs of AgentMixer's appendix
+    (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
     Args:
         k (float): payoff of a miscoordination.
@@ -38,10 +43,11 @@ def penalty(k: float = -25.0) -> torch.Tensor:
 class MatrixGameEnv(TeamEnv):
     """A one-step game for any number of agents, who all receive ``payoff[a_1, ..., a_n]``.
 
-    Observation and state are a constant one. Every episode lasts one step and terminates.
+    Observation ``[*B, n, 1]`` and state ``[*B, 1]`` are a constant one. Every episode lasts one
+    step and terminates. Agents with different numbers of actions get an ``action_mask``.
 
     Args:
-        payoff (Tensor): ``[K, ..., K]``, one axis of ``K`` actions for each agent.
+        payoff (Tensor): ``[K_1, ..., K_n]``, one axis of actions for each agent.
 
     Keyword Args:
         num_envs (int): games played at once.
@@ -49,7 +55,7 @@ class MatrixGameEnv(TeamEnv):
         seed (int, optional): accepted for symmetry; the game draws nothing.
 
     Raises:
-        ValueError: for a payoff without axes, with axes of different lengths, or not finite.
+        ValueError: for a payoff without axes, without entries, or not finite.
 
     Examples:
         >>> env = MatrixGameEnv(climbing(), num_envs=2)
@@ -67,15 +73,16 @@ class MatrixGameEnv(TeamEnv):
         seed: int | None = None,
     ) -> None:
         payoff = torch.as_tensor(payoff, dtype=torch.float32)
-        if payoff.ndim < 1 or len(set(payoff.shape)) > 1 or payoff.numel() == 0:
+        if payoff.ndim < 1 or payoff.numel() == 0:
             raise ValueError(
-                "MatrixGameEnv: expected a payoff with one axis of K actions for each agent "
-                f"[K, ..., K], got shape {tuple(payoff.shape)}."
+                "MatrixGameEnv: expected `payoff` with one axis of actions for each agent, "
+                f"[K_1, ..., K_n], got shape {tuple(payoff.shape)}."
             )
         if not payoff.isfinite().all():
-            raise ValueError("MatrixGameEnv: expected finite payoffs.")
+            worst = payoff[~payoff.isfinite()][0].item()
+            raise ValueError(f"MatrixGameEnv: expected a finite `payoff`, got {worst} in it.")
         super().__init__(
-            payoff.ndim, payoff.shape[0], 1, 1, num_envs=num_envs, device=device, seed=seed
+            payoff.ndim, tuple(payoff.shape), 1, 1, num_envs=num_envs, device=device, seed=seed
         )
         self.payoff = payoff.to(self.device)
         self._played = torch.full((num_envs, payoff.ndim), -1, device=self.device)
@@ -83,9 +90,7 @@ class MatrixGameEnv(TeamEnv):
     def _reset_where(self, mask: torch.Tensor) -> None:
         self._played = torch.where(mask.unsqueeze(-1), -1, self._played)
 
-    def _advance(
-        self, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._played = actions
         terminated = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
         return self.payoff[tuple(actions.unbind(-1))], terminated, ~terminated
@@ -94,26 +99,34 @@ class MatrixGameEnv(TeamEnv):
         ones = torch.ones(*self.batch_size, self.n_agents, 1, device=self.device)
         return ones, ones[:, 0].clone()
 
-    def render(self, env_index: int = 0, **kwargs) -> np.ndarray:
-        """The payoffs of the first two agents' actions, the joint action marked: ``[H, W, 3]``."""
+    def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
+        """The payoffs, the joint action that was played marked: ``[H, W, 3]``, uint8.
+
+        Of more than two agents it shows the first two's, at the others' played actions.
+        """
         played = self._played[env_index].tolist()
         others = tuple(max(action, 0) for action in played[2:])
         table = self.payoff.cpu().reshape(self.payoff.shape + (1,) * (2 - min(2, self.n_agents)))
         table = table[(slice(None), slice(None), *others)]
-        cell, rows, columns = 56, *table.shape
-        canvas = Canvas(columns * cell, rows * cell + 24)
+        cell, (rows, columns) = 56, table.shape
+        height = rows * cell
+        canvas = Canvas(max(columns * cell, 230), height + 36)
         low, high = float(self.payoff.min()), float(self.payoff.max())
         for row in range(rows):
             for column in range(columns):
                 value = float(table[row, column])
                 share = (value - low) / max(high - low, 1e-9)
-                color = (int(235 - 140 * share), int(235 - 40 * share), 235)
-                chosen = [row, column][: self.n_agents] == played[:2]
+                left, top = column * cell, row * cell
                 canvas.box(
-                    (column * cell + 2, row * cell + 2, (column + 1) * cell - 2, (row + 1) * cell - 2),
-                    fill=color,
-                    outline=(200, 30, 30) if chosen else None,
+                    (left + 2, top + 2, left + cell - 2, top + cell - 2),
+                    fill=(int(235 - 140 * share), int(235 - 40 * share), 235),
+                    outline=(200, 30, 30) if [row, column][: self.n_agents] == played[:2] else None,
                 )
-                canvas.text((column * cell + 14, row * cell + 20), f"{value:g}")
-        canvas.text((4, rows * cell + 6), f"joint action {played}")
+                canvas.text((left + 14, top + 20), f"{value:.3g}")
+        if played[0] < 0:
+            canvas.text((4, height + 4), "step 0")
+        else:
+            reward = float(self.payoff[tuple(played)])
+            canvas.text((4, height + 4), f"step 1   team reward {reward:+.2f}")
+            canvas.text((4, height + 20), f"joint action {played}")
         return canvas.image()

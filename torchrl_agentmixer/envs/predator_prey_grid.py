@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -10,7 +13,10 @@ from torchrl_agentmixer.envs.drawing import Canvas
 
 # Rows and columns moved by each action: down, left, up, right, stay.
 MOVES = ((1, 0), (0, -1), (-1, 0), (0, 1), (0, 0))
-_STAY = len(MOVES) - 1
+# A prey draws this many moves before it stays where it is.
+TRIES = 5
+# The cell of a prey that is gone: a corner of the wall, which nobody reaches or sees.
+_GONE = 0
 
 
 class PredatorPreyGridEnv(TeamEnv):
@@ -25,14 +31,13 @@ class PredatorPreyGridEnv(TeamEnv):
     occupied cell stays. Every step costs ``step_cost``; all rewards are the team's, not one for
     each agent. The episode terminates when no prey is left, and is truncated after ``max_steps``.
 
-    An agent observes its own row and column, the prey in a square ``view`` around it, and the time:
-    ``[row, column, view * view cells, time]``, all in [0, 1]. The state holds the positions of all
-    predators and prey, which prey are alive, and the time.
-
-    Args:
-        num_envs (int): environments in the batch.
+    An agent observes ``[row, column, view * view cells, time]``, all in [0, 1]: its own position,
+    a 1 wherever a living prey is in the square around it, and the share of ``max_steps`` that has
+    passed. The state is ``[row, column of each predator, of each prey, alive of each prey, time]``;
+    a prey that is gone has row and column 0.
 
     Keyword Args:
+        num_envs (int): environments in the batch.
         grid_size (int): cells of a side.
         n_predators (int): agents.
         n_prey (int): prey.
@@ -41,12 +46,13 @@ class PredatorPreyGridEnv(TeamEnv):
         step_cost (float): team cost of every step.
         max_steps (int): time limit, in steps.
         view (int): side of the square an agent sees, odd, in cells.
-        prey_move_probs (tuple of float): of down, left, up, right, stay.
+        prey_move_probs (sequence of float): of down, left, up, right, stay.
         device (optional): where the environments live.
         seed (int, optional): of the environment's generator.
 
     Raises:
-        ValueError: for sizes that do not fit, or probabilities that do not sum to 1.
+        ValueError: for sizes that do not fit, a positive penalty, or probabilities that do not
+            sum to 1.
 
     Examples:
         >>> env = PredatorPreyGridEnv(num_envs=4, penalty=-1.0, seed=0)
@@ -57,8 +63,8 @@ class PredatorPreyGridEnv(TeamEnv):
 
     def __init__(
         self,
-        num_envs: int = 1,
         *,
+        num_envs: int = 1,
         grid_size: int = 5,
         n_predators: int = 2,
         n_prey: int = 1,
@@ -67,36 +73,35 @@ class PredatorPreyGridEnv(TeamEnv):
         step_cost: float = 0.01,
         max_steps: int = 128,
         view: int = 5,
-        prey_move_probs: tuple[float, ...] = (0.175, 0.175, 0.175, 0.175, 0.3),
+        prey_move_probs: Sequence[float] = (0.175, 0.175, 0.175, 0.175, 0.3),
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        for name, value in (
-            ("n_predators", n_predators),
-            ("n_prey", n_prey),
-            ("max_steps", max_steps),
-        ):
+        sizes = {"n_predators": n_predators, "n_prey": n_prey, "max_steps": max_steps}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"PredatorPreyGridEnv: expected `{name}` >= 1, got {value}.")
         if grid_size < 2 or n_predators + n_prey > grid_size**2:
             raise ValueError(
-                f"PredatorPreyGridEnv: expected a grid with room for {n_predators} predators and "
-                f"{n_prey} prey, got `grid_size` {grid_size}."
+                "PredatorPreyGridEnv: expected a `grid_size` >= 2 with room for "
+                f"{n_predators} predators and {n_prey} prey, got {grid_size}."
             )
         if view < 1 or view % 2 == 0:
             raise ValueError(f"PredatorPreyGridEnv: expected an odd `view` >= 1, got {view}.")
-        if len(prey_move_probs) != len(MOVES) or abs(sum(prey_move_probs) - 1) > 1e-6:
+        if penalty > 0:
             raise ValueError(
-                "PredatorPreyGridEnv: expected five `prey_move_probs` (down, left, up, right, stay) "
-                f"that sum to 1, got {prey_move_probs}."
+                "PredatorPreyGridEnv: expected `penalty` <= 0 (a reward that is added), "
+                f"got {penalty}."
             )
-        self.grid_size = grid_size
-        self.n_prey = n_prey
-        self.penalty = penalty
-        self.capture_reward = capture_reward
-        self.step_cost = step_cost
-        self.max_steps = max_steps
-        self.view = view
+        if (
+            len(prey_move_probs) != len(MOVES)
+            or min(prey_move_probs) < 0
+            or abs(sum(prey_move_probs) - 1) > 1e-6
+        ):
+            raise ValueError(
+                "PredatorPreyGridEnv: expected five `prey_move_probs` (down, left, up, right, "
+                f"stay), none negative, that sum to 1, got {tuple(prey_move_probs)}."
+            )
         super().__init__(
             n_predators,
             len(MOVES),
@@ -106,128 +111,137 @@ class PredatorPreyGridEnv(TeamEnv):
             device=device,
             seed=seed,
         )
-        options = {"device": self.device}
-        self._moves = torch.tensor(MOVES, **options)
-        self._move_cdf = torch.tensor(prey_move_probs, **options).cumsum(0)[:-1]
-        self._predators = torch.zeros(num_envs, n_predators, 2, dtype=torch.int64, **options)
-        self._prey = torch.zeros(num_envs, n_prey, 2, dtype=torch.int64, **options)
-        self._alive = torch.zeros(num_envs, n_prey, dtype=torch.bool, **options)
-        self._time = torch.zeros(num_envs, dtype=torch.int64, **options)
-        self._reward = torch.zeros(num_envs, **options)
-        cells = torch.arange(grid_size**2, **options)
-        self._cells = torch.stack([cells // grid_size, cells % grid_size], -1)
+        self.grid_size, self.n_prey, self.max_steps = grid_size, n_prey, max_steps
+        self._make_tables(grid_size, view)
+        self._step_cost = step_cost
+        self._rewards = torch.tensor([0.0, penalty, capture_reward], device=self.device)
+        self._move_cdf = torch.tensor(prey_move_probs, device=self.device).cumsum(0)[:-1]
+        # Predators, then prey, each the number of its cell: what `_make_tables` says.
+        self._cells = torch.zeros(
+            num_envs, n_predators + n_prey, dtype=torch.int64, device=self.device
+        )
+        self._time = torch.zeros(num_envs, device=self.device)
+        self._last_reward = torch.zeros(num_envs, device=self.device)
+
+    def _make_tables(self, grid_size: int, view: int) -> None:
+        """Number the cells of the grid and of a wall around it, row by row.
+
+        A wall thicker than half the view keeps differences of cell numbers unambiguous: the same
+        difference is the same offset, for all that can be seen.
+        """
+        half = view // 2
+        margin = half + 1
+        self._margin, self._width = margin, grid_size + 2 * margin
+        number = torch.arange(self._width**2, device=self.device)
+        row, column = number // self._width - margin, number % self._width - margin
+        self._is_wall = (row.clamp(0, grid_size - 1) != row) | (
+            column.clamp(0, grid_size - 1) != column
+        )
+        self._free_cells = number[~self._is_wall]
+        position = torch.stack([row, column], -1) / (grid_size - 1)
+        self._position = position.masked_fill(self._is_wall[:, None], 0.0)  # of a cell, in [0, 1]
+        self._offset = torch.tensor([r * self._width + c for r, c in MOVES], device=self.device)
+        # What an agent sees at a difference of cell numbers; the last entry is out of view.
+        self._seen_at = torch.full((2 * len(number),), view * view, device=self.device)
+        span = torch.arange(-half, half + 1, device=self.device)
+        differences = (span[:, None] * self._width + span).flatten()
+        self._seen_at[differences + len(number)] = torch.arange(view * view, device=self.device)
+        self._view_cells = view * view
 
     # -- dynamics ---------------------------------------------------------------------------------
 
     def _reset_where(self, mask: torch.Tensor) -> None:
-        predators, prey = self._start_positions()
-        pair = mask[:, None, None]
-        self._predators = torch.where(pair, predators, self._predators)
-        self._prey = torch.where(pair, prey, self._prey)
-        self._alive = mask[:, None] | self._alive
-        self._time = torch.where(mask, 0, self._time)
-        self._reward = torch.where(mask, 0.0, self._reward)
+        self._cells = torch.where(mask[:, None], self._start(), self._cells)
+        self._time = torch.where(mask, 0.0, self._time)
+        self._last_reward = torch.where(mask, 0.0, self._last_reward)
 
-    def _start_positions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct random cells; prey next to no predator where the grid allows it."""
+    def _start(self) -> torch.Tensor:
+        """Distinct random cells; prey next to no predator where the grid has such cells."""
+        n_cells = len(self._free_cells)
+        chosen = self._rand(*self.batch_size, n_cells).topk(self.n_agents).indices
+        predators = self._free_cells[chosen]  # [N, n]
+        here = self._free_cells[:, None]
+        near = (here == self._next_to(predators)[:, None]).any(-1)
+        taken = (here == predators[:, None]).any(-1)  # [N, n_cells]
+        rank = self._rand(*self.batch_size, n_cells) - near.float() - 3 * taken.float()
+        prey = self._free_cells[rank.topk(self.n_prey).indices]
+        return torch.cat([predators, prey], -1)
+
+    def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         n = self.n_agents
-        order = self._rand(*self.batch_size, len(self._cells))
-        chosen = order.topk(n, dim=-1).indices  # [N, n]
-        predators = self._cells[chosen]
-        near = self._distance(self._cells.expand(*self.batch_size, -1, -1), predators)  # [N, C, n]
-        # A random number for each cell, lowered by 1 next to a predator and by 3 where one stands.
-        rank = self._rand(*self.batch_size, len(self._cells))
-        rank = rank - (near == 1).any(-1).float() - 3.0 * (near == 0).any(-1).float()
-        return predators, self._cells[rank.topk(self.n_prey, dim=-1).indices]
-
-    def _advance(
-        self, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        targets = self._predators + self._moves[actions]  # each moves once, so these are fixed
-        for i in range(self.n_agents):
-            self._predators = self._move(self._predators, i, targets[:, i])
-        reward = torch.full_like(self._reward, -self.step_cost)
-        draws = self._draw_prey_moves()  # [N, prey, tries]
-        for j in range(self.n_prey):
-            near = (self._distance(self._prey[:, j : j + 1], self._predators) == 1).sum((-1, -2))
-            caught = self._alive[:, j] & (near >= 2)
-            lone = self._alive[:, j] & (near == 1)
-            reward = reward + self.capture_reward * caught + self.penalty * lone
-            self._alive = self._set(self._alive, j, self._alive[:, j] & ~caught)
-            step = self._moves[self._first_safe(j, draws[:, j])]
-            target = self._prey[:, j] + step * self._alive[:, j, None]
-            self._prey = self._move(self._prey, j, target)
+        self._cells = self._cells.clone()
+        targets = self._cells[:, :n] + self._offset[actions]
+        for i in range(n):
+            self._move(i, targets[:, i])
+        danger = self._next_to(self._cells[:, :n])  # [N, 4 n]
+        draws = self._offset[self._draw_prey_moves()]  # [N, n_prey, TRIES]
+        reward = torch.full_like(self._time, -self._step_cost)
+        for j in range(n, n + self.n_prey):
+            predators = (danger == self._cells[:, j, None]).sum(-1).clamp(max=2)
+            reward = reward + self._rewards[predators]
+            self._cells[:, j].masked_fill_(predators == 2, _GONE)
+            self._move(j, self._first_safe(self._cells[:, j], draws[:, j - n], danger))
         self._time = self._time + 1
-        self._reward = reward
-        return reward, ~self._alive.any(-1), self._time >= self.max_steps
+        self._last_reward = reward
+        caught_all = (self._cells[:, n:] == _GONE).all(-1)
+        return reward, caught_all, self._time >= self.max_steps
 
-    def _draw_prey_moves(self, tries: int = 5) -> torch.Tensor:
-        u = self._rand(*self.batch_size, self.n_prey, tries)
+    def _draw_prey_moves(self) -> torch.Tensor:
+        """Indices into ``MOVES``, ``[N, n_prey, TRIES]``."""
+        u = self._rand(*self.batch_size, self.n_prey, TRIES)
         return torch.bucketize(u, self._move_cdf, right=True)
 
-    def _first_safe(self, j: int, draws: torch.Tensor) -> torch.Tensor:
-        """The first of the drawn moves that leads next to no predator; else stay. ``[N]``"""
-        targets = self._prey[:, j : j + 1] + self._moves[draws]  # [N, tries, 2]
-        safe = (self._distance(targets, self._predators) != 1).all(-1)
-        first = safe.long().argmax(-1, keepdim=True)
-        return torch.where(safe.any(-1), draws.gather(-1, first).squeeze(-1), _STAY)
+    def _first_safe(
+        self, cell: torch.Tensor, offsets: torch.Tensor, danger: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the first drawn move leads that ends next to no predator; else ``cell``. ``[N]``"""
+        targets = cell[:, None] + offsets  # [N, TRIES]
+        unsafe = (targets[:, :, None] == danger[:, None]).any(-1)
+        first = unsafe.long().argmin(-1, keepdim=True)
+        return torch.where(unsafe.all(-1), cell, targets.gather(-1, first).squeeze(-1))
 
-    def _move(self, group: torch.Tensor, i: int, target: torch.Tensor) -> torch.Tensor:
-        """``group`` with its member ``i`` on ``target`` where that cell is free. ``[N, m, 2]``"""
-        inside = ((target >= 0) & (target < self.grid_size)).all(-1)
-        point = target[:, None]
-        predator_there = (self._distance(point, self._predators) == 0).any((-1, -2))
-        prey_there = ((self._distance(point, self._prey) == 0) & self._alive[:, None]).any((-1, -2))
-        free = inside & ~predator_there & ~prey_there
-        return self._set(group, i, torch.where(free[:, None], target, group[:, i]))
+    def _move(self, k: int, target: torch.Tensor) -> None:
+        """Entity ``k`` goes to ``target`` ``[N]`` where that cell is free, else stays."""
+        blocked = (self._cells == target[:, None]).any(-1) | self._is_wall[target]
+        self._cells[:, k] = torch.where(blocked, self._cells[:, k], target)
 
-    @staticmethod
-    def _set(group: torch.Tensor, i: int, value: torch.Tensor) -> torch.Tensor:
-        group = group.clone()
-        group[:, i] = value
-        return group
-
-    @staticmethod
-    def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Steps between ``[N, m, 2]`` and ``[N, k, 2]``: ``[N, m, k]``."""
-        return (a[:, :, None] - b[:, None]).abs().sum(-1)
+    def _next_to(self, cells: torch.Tensor) -> torch.Tensor:
+        """The four cells around each of ``cells`` ``[N, m]``: ``[N, 4 m]``."""
+        return (cells.unsqueeze(-1) + self._offset[:4]).flatten(1)
 
     # -- observation and picture ------------------------------------------------------------------
 
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
-        n, half = self.n_agents, self.view // 2
-        offset = self._prey[:, None] - self._predators[:, :, None] + half  # [N, n, prey, 2]
-        seen = ((offset >= 0) & (offset < self.view)).all(-1) & self._alive[:, None]
-        index = (offset[..., 0] * self.view + offset[..., 1]).clamp(0, self.view**2 - 1)
-        window = torch.zeros(*self.batch_size, n, self.view**2, device=self.device)
-        window = window.scatter_reduce(-1, index, seen.float(), "amax")
-        position = self._predators / (self.grid_size - 1)
+        n = self.n_agents
+        predators, prey = self._cells[:, :n], self._cells[:, n:]
+        seen = self._seen_at[prey[:, None] - predators[:, :, None] + len(self._is_wall)]
+        view = torch.zeros(*self.batch_size, n, self._view_cells + 1, device=self.device)
+        view = view.scatter_(-1, seen, 1.0)[..., :-1]
+        position = self._position[self._cells]  # [N, n + n_prey, 2]
         time = (self._time / self.max_steps)[:, None]
-        observation = torch.cat([position, window, time[:, None].expand(-1, n, 1)], -1)
-        prey = self._prey / (self.grid_size - 1)
-        state = torch.cat(
-            [position.flatten(1), prey.flatten(1), self._alive.float(), time], -1
-        )
+        observation = torch.cat([position[:, :n], view, time[:, None].expand(-1, n, 1)], -1)
+        state = torch.cat([position.flatten(1), (prey != _GONE).float(), time], -1)
         return observation, state
 
-    def render(self, env_index: int = 0, **kwargs) -> np.ndarray:
+    def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
         """Predators (numbered), living prey (red), time and last team reward: ``[H, W, 3]``."""
         cell = 48
         size = self.grid_size * cell
-        canvas = Canvas(size, size + 20)
+        canvas = Canvas(max(size, 200), size + 20)
         for row in range(self.grid_size):
             for column in range(self.grid_size):
                 box = (column * cell, row * cell, (column + 1) * cell, (row + 1) * cell)
                 canvas.box(box, fill=(246, 246, 240), outline=(215, 215, 205))
-        for i, (row, column) in enumerate(self._predators[env_index].tolist()):
+        for k, number in enumerate(self._cells[env_index].tolist()):
+            if number == _GONE:
+                continue
+            row, column = number // self._width - self._margin, number % self._width - self._margin
             center = ((column + 0.5) * cell, (row + 0.5) * cell)
-            canvas.disc(center, 0.38 * cell, fill=(60, 110, 190))
-            canvas.text((center[0] - 3, center[1] - 6), str(i), fill=(255, 255, 255))
-        for (row, column), alive in zip(
-            self._prey[env_index].tolist(), self._alive[env_index].tolist(), strict=True
-        ):
-            if alive:
-                canvas.disc(((column + 0.5) * cell, (row + 0.5) * cell), 0.28 * cell, (205, 60, 50))
-        time, reward = int(self._time[env_index]), float(self._reward[env_index])
+            if k < self.n_agents:
+                canvas.disc(center, 0.38 * cell, fill=(60, 110, 190))
+                canvas.text((center[0] - 3, center[1] - 6), str(k), fill=(255, 255, 255))
+            else:
+                canvas.disc(center, 0.28 * cell, fill=(205, 60, 50))
+        time, reward = int(self._time[env_index]), float(self._last_reward[env_index])
         canvas.text((4, size + 4), f"step {time}   team reward {reward:+.2f}")
         return canvas.image()

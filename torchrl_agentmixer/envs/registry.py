@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -12,11 +13,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty
+from torchrl_agentmixer.envs.optional import require_vmas
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 
 Builder = Callable[..., EnvBase]
 Device = torch.device | str | None
-
 
 # What every builder takes.
 _COMMON = ("self", "num_envs", "device", "seed")
@@ -31,10 +32,23 @@ def _penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) 
 
 
 def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
-    _require_vmas()
+    require_vmas()
     from torchrl_agentmixer.envs.predator_prey import make_predator_prey
 
+    _check_options("vmas/predator_prey", make_predator_prey, kwargs)
     return make_predator_prey(**kwargs)
+
+
+def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
+    from torchrl_agentmixer.envs.vmas import VmasTeamEnv
+
+    with warnings.catch_warnings():
+        # VMAS warns of options that a scenario does not know; a typo should stop.
+        warnings.filterwarnings("error", message="Scenario kwargs", category=UserWarning)
+        try:
+            return VmasTeamEnv(name.removeprefix("vmas/"), **kwargs)
+        except UserWarning as warning:
+            raise ValueError(f"unknown option of {name}: {warning}") from None
 
 
 _BUILDERS: dict[str, Builder] = {
@@ -67,7 +81,7 @@ def register_env(name: str, builder: Builder) -> None:
 
 
 def available_envs() -> list[str]:
-    """Names that :func:`make_env` knows; with VMAS installed, its scenarios too.
+    """Names that :func:`make_env` can build; those of VMAS only where it is installed.
 
     Examples:
         >>> "grid/predator_prey" in available_envs()
@@ -77,8 +91,8 @@ def available_envs() -> list[str]:
     if find_spec("vmas") is not None:
         from torchrl.envs import VmasEnv
 
-        names |= {f"vmas/{scenario}" for scenario in VmasEnv.available_envs}
-    return sorted(names)
+        return sorted(names | {f"vmas/{scenario}" for scenario in VmasEnv.available_envs})
+    return sorted(name for name in names if not name.startswith("vmas/"))
 
 
 def make_env(
@@ -108,31 +122,24 @@ def make_env(
         >>> make_env("grid/predator_prey", num_envs=8, penalty=-1.0).batch_size
         torch.Size([8])
     """
-    builder = _BUILDERS.get(name)
-    if builder is None and name.startswith("vmas/"):
-        _require_vmas()
+    options = {"num_envs": num_envs, "device": device, "seed": seed, **kwargs}
+    if name in _BUILDERS:
+        _check_options(name, _BUILDERS[name], kwargs)
+        return _BUILDERS[name](**options)
+    if name.startswith("vmas/"):
+        require_vmas()
         if name in available_envs():
-            from torchrl_agentmixer.envs.vmas import VmasTeamEnv
-
-            kwargs = {"scenario": name.removeprefix("vmas/"), **kwargs}
-            return VmasTeamEnv(num_envs=num_envs, device=device, seed=seed, **kwargs)
-    if builder is None:
-        raise ValueError(unknown_name("environment", name, available_envs()))
-    _check_options(name, builder, kwargs)
-    return builder(num_envs=num_envs, device=device, seed=seed, **kwargs)
+            return _vmas_scenario(name, **options)
+    raise ValueError(unknown_name("environment", name, available_envs()))
 
 
 def _check_options(name: str, builder: Builder, kwargs: dict[str, Any]) -> None:
-    signature = inspect.signature(builder.__init__ if isinstance(builder, type) else builder)
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+    # Of a class, its own `__init__`: the metaclass of TorchRL's environments takes anything.
+    call = builder.__init__ if isinstance(builder, type) else builder  # type: ignore[misc]
+    parameters = inspect.signature(call).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return  # the builder decides
-    options = [option for option in signature.parameters if option not in _COMMON]
+    options = [option for option in parameters if option not in _COMMON]
     for key in kwargs:
-        if key not in options:
+        if key not in options and key not in _COMMON:
             raise ValueError(unknown_name(f"option of {name}", key, options))
-
-
-def _require_vmas() -> None:
-    if find_spec("vmas") is None:
-        raise ImportError('VMAS environments need: pip install "torchrl_agentmixer[vmas]"')
-

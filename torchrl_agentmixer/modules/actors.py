@@ -123,7 +123,9 @@ class _Actor(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise ValueError(f"{type(self).__name__}: expected at least one hidden width, got none.")
+            raise ValueError(
+                f"{type(self).__name__}: expected at least one hidden width, got none."
+            )
         self.n_agents = n_agents
         self.observation_dim = observation_dim
         self.features_dim = hidden[-1]
@@ -146,6 +148,7 @@ class _Actor(nn.Module):
             out_gain=head_gain,
             device=device,
         )
+        self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents, device=device), persistent=False)
 
     def _run(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,11 +236,11 @@ class GaussianActor(_Actor):
     ) -> None:
         super().__init__(n_agents, observation_dim, action_dim, **kwargs)
         self.scale_bound = scale_bound
-        self.scale_param = nn.Parameter(torch.ones(n_agents, action_dim, device=kwargs.get("device")))
+        self.scale_param = nn.Parameter(
+            torch.ones(n_agents, action_dim, device=kwargs.get("device"))
+        )
 
-    def forward(
-        self, observation: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Map ``[*B, n, o]`` to loc and scale ``[*B, n, A]`` and features ``[*B, n, d]``."""
         loc, features = self._run(observation)
         scale = self.scale_bound * torch.sigmoid(self.scale_param)

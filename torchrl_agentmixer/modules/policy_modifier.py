@@ -1,4 +1,4 @@
-"""The Policy Modifier: reads all individual policies and the state, writes how the team deviates."""
+"""The Policy Modifier: individual policies and the state in, the team's deviation out."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ class PolicyModifier(nn.Module):
         self.blocks = nn.Sequential(*(MixerBlock(n_agents, channels) for _ in range(num_blocks)))
         self.norm = nn.LayerNorm(channels)
         self.heads = nn.ModuleList(nn.Linear(channels, group.out_dim) for group in groups)
+        self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents), persistent=False)
 
         orthogonal_(self, gain=math.sqrt(2))

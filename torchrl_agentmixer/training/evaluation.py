@@ -41,9 +41,7 @@ class Evaluation:
         }
 
 
-def evaluate(
-    policy: PolicyCallable, env: EnvBase, *, max_steps: int, seed: int = 0
-) -> Evaluation:
+def evaluate(policy: PolicyCallable, env: EnvBase, *, max_steps: int, seed: int = 0) -> Evaluation:
     """Run one episode in each environment of a batch; deterministic where the policy can be.
 
     The global random generator is left as it was, so that evaluating more or less often does not

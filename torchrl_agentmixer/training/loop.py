@@ -67,7 +67,7 @@ def train(
     *,
     on_metrics: Callable[[dict[str, float | None]], None] | None = None,
 ) -> dict[str, float | None]:
-    """Train, and write ``metrics.csv``, ``evaluation.csv`` and ``algorithm.pt`` to the run directory.
+    """Train; write ``metrics.csv``, ``evaluation.csv`` and ``algorithm.pt`` to the run directory.
 
     Evaluation runs ``algorithm.execution_policy``, the decentralized one, in environments of its
     own, and beside it the joint policy's own mode, to show what decentralization costs
@@ -167,9 +167,10 @@ def _check_finite(batch: TensorDictBase, frames: int) -> None:
         if value.is_floating_point() and not torch.isfinite(value).all():
             index = tuple((~torch.isfinite(value)).nonzero()[0].tolist())
             raise FloatingPointError(
-                f"entry {key!r} of the batch that ends at frame {frames} is {value[index].item()} at "
-                f"index {index} of shape {tuple(value.shape)} (environment, step, ...): expected "
-                "finite numbers. The run directory keeps all that was logged before."
+                f"entry {key!r} of the batch that ends at frame {frames} is "
+                f"{value[index].item()} at index {index} of shape {tuple(value.shape)} "
+                "(environment, step, ...): expected finite numbers. "
+                "The run directory keeps all that was logged before."
             )
 
 

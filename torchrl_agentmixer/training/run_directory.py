@@ -40,8 +40,8 @@ class RunDirectory:
         for existing in (self.metrics_path, self.episodes_path):
             if existing.exists():
                 raise FileExistsError(
-                    f"{existing} holds the results of an earlier run and is left as it is: expected "
-                    "an empty run directory; name another one."
+                    f"{existing} holds the results of an earlier run and is left as it is: "
+                    "expected an empty run directory; name another one."
                 )
         self._columns: list[str] = []
 

@@ -1,0 +1,201 @@
+"""Every method goes through this suite."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torchrl.envs import TransformedEnv
+
+from torchrl_agentmixer.algorithms import available_algorithms, make_algorithm
+from torchrl_agentmixer.envs import CorrelationSeed, MatrixGameEnv, make_env
+
+ENVS = {
+    "matrix/climbing": {},
+    "grid/predator_prey": {"penalty": -1.0},
+    "vmas/predator_prey": {},
+}
+
+
+def collect(env, policy, steps=8):
+    return env.rollout(steps, policy, break_when_any_done=False).detach()
+
+
+@pytest.fixture(params=sorted(ENVS))
+def env(request):
+    return make_env(request.param, num_envs=6, seed=0, **ENVS[request.param])
+
+
+@pytest.mark.parametrize("name", available_algorithms())
+class TestConformance:
+    def test_update_changes_every_parameter_it_owns(self, name, env):
+        torch.manual_seed(0)
+        algorithm = make_algorithm(name, env, 10_000, {"epochs": 2})
+        before = {key: value.clone() for key, value in algorithm.named_parameters()}
+        for _ in range(2):
+            metrics = algorithm.update(collect(env, algorithm.policy))
+        assert all(torch.tensor(value).isfinite() for value in metrics.values())
+        moved = [key for key, value in algorithm.named_parameters() if (value != before[key]).any()]
+        assert any("critic" in key for key in moved)
+        assert any("policy" in key for key in moved)
+
+    def test_first_ratio_is_one(self, name, env):
+        algorithm = make_algorithm(name, env, 10_000, {"epochs": 1})
+        metrics = algorithm.update(collect(env, algorithm.policy))
+        assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+        assert metrics["kl"] == pytest.approx(0.0, abs=1e-5)
+        assert metrics["clip_fraction"] == 0.0
+
+    def test_same_seed_same_numbers(self, name, env):
+        def run():
+            torch.manual_seed(3)
+            algorithm = make_algorithm(name, env, 10_000, {"epochs": 2, "num_minibatches": 3})
+            env.set_seed(3)
+            return algorithm.update(collect(env, algorithm.policy))
+
+        assert run() == run()
+
+    def test_execution_policy_reads_own_observations_alone(self, name, env):
+        algorithm = make_algorithm(name, env, 10_000)
+        assert algorithm.execution_policy.in_keys == [("agents", "observation")]
+
+    def test_execution_policy_follows_training(self, name, env):
+        algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05})
+        stale = copy.deepcopy(algorithm.execution_policy)
+        data = env.reset()
+        for _ in range(3):
+            algorithm.update(collect(env, algorithm.policy))
+        fresh = dict(algorithm.execution_policy.named_parameters())
+        assert any((fresh[key] != value).any() for key, value in stale.named_parameters())
+        algorithm.execution_policy(data)
+
+    def test_state_dict_restores_the_policy(self, name, env):
+        torch.manual_seed(0)
+        trained = make_algorithm(name, env, 10_000)
+        trained.update(collect(env, trained.policy))
+        restored = make_algorithm(name, env, 10_000)
+        restored.load_state_dict(trained.state_dict())
+        data = env.reset()
+        expected = trained.execution_policy(data.copy())["agents", "action"]
+        assert torch.equal(restored.execution_policy(data.copy())["agents", "action"], expected)
+
+    def test_solves_a_coordination_game(self, name):
+        """Two agents earn 1 by the same action and 0 otherwise; every method must get there."""
+        torch.manual_seed(0)
+        env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
+        config = {"lr": 5e-3, "epochs": 4}
+        algorithm = make_algorithm(name, env, 60 * 200, config)
+        for _ in range(60):
+            algorithm.update(collect(env, algorithm.policy, steps=1))
+        rollout = env.rollout(1, algorithm.execution_policy)
+        assert rollout["next", "reward"].mean().item() == 1.0
+
+
+def test_methods_differ_only_in_method():
+    """Actors of all methods have the same shapes: comparisons are fair by construction."""
+    env = make_env("grid/predator_prey", num_envs=2)
+    shapes = []
+    for name in ("mappo", "agent_mixer"):
+        policy = make_algorithm(name, env, 100).execution_policy
+        shapes.append([tuple(p.shape) for p in policy.parameters()])
+    assert shapes[0] == shapes[1]
+
+
+def test_agent_mixer_learning_rates_by_part():
+    env = make_env("grid/predator_prey", num_envs=4, seed=0)
+    algorithm = make_algorithm("agent_mixer", env, 100, {"lr_modifier": 0.0, "epochs": 1})
+    before = [p.clone() for p in algorithm.policy.modifier.parameters()]
+    actors = [p.clone() for p in algorithm.execution_policy.parameters()]
+    algorithm.update(collect(env, algorithm.policy))
+    after = algorithm.policy.modifier.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    moved = zip(actors, algorithm.execution_policy.parameters(), strict=True)
+    assert any((a != b).any() for a, b in moved)
+
+
+def test_schedules_follow_frames():
+    env = make_env("matrix/climbing", num_envs=10)
+    config = {"epochs": 1, "strength": {"start": 1.0, "end": 0.0, "until": 0.5}}
+    algorithm = make_algorithm("agent_mixer", env, 100, config)
+    seen = []
+    for _ in range(8):
+        batch = collect(env, algorithm.policy, steps=1)
+        seen.append(batch["agents", "strength"].mean().item())
+        algorithm.update(batch)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_annealed_noise_ends_as_the_product():
+    env = make_env("grid/predator_prey", num_envs=8, seed=0)
+    config = {"epochs": 1, "strength": {"start": 1.0, "end": 0.0, "until": 0.5}}
+    algorithm = make_algorithm("agent_mixer", env, 2 * 64, config)
+    algorithm.update(collect(env, algorithm.policy))
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert metrics["divergence"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["mode_agreement"] == 1.0
+
+
+def test_exact_consistency_in_training():
+    env = make_env("grid/predator_prey", num_envs=8, seed=0)
+    config = {"consistency": 1.0, "head_gain": 5.0, "lr": 1e-2}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, config)
+    for _ in range(3):
+        metrics = algorithm.update(collect(env, algorithm.policy))
+        assert metrics["mode_agreement"] == 1.0
+        assert metrics["team_mode_agreement"] == 1.0
+    assert metrics["divergence"] > 0.01
+
+
+@pytest.mark.parametrize("per", ["step", "episode"])
+def test_correlation_seed_trains(per):
+    env = TransformedEnv(make_env("matrix/climbing", num_envs=8), CorrelationSeed(4, per=per))
+    algorithm = make_algorithm("agent_mixer", env, 100, {"seed_dim": 4, "epochs": 2})
+    metrics = algorithm.update(collect(env, algorithm.policy, steps=2))
+    assert metrics["loss_objective"] == metrics["loss_objective"]
+
+
+def test_missing_seed_is_explained():
+    env = make_env("matrix/climbing", num_envs=8)
+    algorithm = make_algorithm("agent_mixer", env, 100, {"seed_dim": 4})
+    with pytest.raises(KeyError, match="correlation_seed"):
+        env.rollout(1, algorithm.policy)
+
+
+def test_unknown_names_are_explained():
+    env = make_env("matrix/climbing", num_envs=2)
+    with pytest.raises(ValueError, match=r"unknown algorithm 'mapo'.*'mappo'"):
+        make_algorithm("mapo", env, 100)
+    with pytest.raises(ValueError, match=r"hyperparameter of mappo 'learning_rate'.*Available.*lr"):
+        make_algorithm("mappo", env, 100, {"learning_rate": 1.0})
+    with pytest.raises(ValueError, match="epochs"):
+        make_algorithm("mappo", env, 100, {"epochs": 0})
+
+
+def test_huber_loss_against_a_transcription():
+    """MAPPO's value loss: Huber at ``delta`` on normalized values, the larger of clipped or not."""
+    env = make_env("matrix/climbing", num_envs=64)
+    algorithm = make_algorithm("mappo", env, 100, {"huber_delta": 0.5, "clip_value": 0.1})
+    batch = collect(env, algorithm.policy, steps=1)
+    algorithm.update(batch)
+    data = collect(env, algorithm.policy, steps=1).reshape(-1)
+    with torch.no_grad():
+        data["state_value"] = algorithm.critic(data.copy())["state_value"] - 3.0
+    data["advantage"] = torch.randn(64, 1)
+    data["value_target"] = 5 * torch.randn(64, 1)
+
+    loss, norm = algorithm.loss, copy.deepcopy(algorithm.loss.value_norm)
+    norm.update(data["value_target"])
+    predicted = algorithm.critic(data.copy())["state_value"]
+    actual = loss(data)["loss_critic"]
+
+    def huber(error, delta=0.5):
+        small = error.abs() <= delta
+        return torch.where(small, 0.5 * error**2, delta * (error.abs() - 0.5 * delta))
+
+    value, old, target = (
+        norm.normalize(x) for x in (predicted, data["state_value"], data["value_target"])
+    )
+    clipped = old + (value - old).clamp(-0.1, 0.1)
+    expected = torch.max(huber(value - target), huber(clipped - target)).mean()
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)

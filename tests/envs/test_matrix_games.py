@@ -1,0 +1,62 @@
+"""One-shot games against their payoff tensors."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from torchrl_agentmixer.envs import MatrixGameEnv, climbing, make_env, penalty
+
+
+def _played(env: MatrixGameEnv, actions: torch.Tensor) -> torch.Tensor:
+    group = TensorDict({"action": actions}, batch_size=actions.shape)
+    return env.step(env.reset().update({"agents": group}))["next", "reward"][:, 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 999))
+def test_reward_of_every_joint_action(shape, seed):
+    payoff = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    joint = list(itertools.product(*(range(k) for k in shape)))
+    env = MatrixGameEnv(payoff, num_envs=len(joint))
+    expected = torch.tensor([payoff[a].item() for a in joint])
+    assert torch.equal(_played(env, torch.tensor(joint)), expected)
+
+
+def test_the_papers_payoffs():
+    assert climbing().tolist() == [[0, 6, 5], [-30, 7, 0], [11, -30, 0]]
+    assert penalty(-50).tolist() == [[-50, 0, 10], [0, 2, 0], [10, 0, -50]]
+    assert torch.equal(make_env("matrix/climbing").payoff, climbing())
+    assert torch.equal(make_env("matrix/penalty", k=-7).payoff, penalty(-7))
+
+
+def test_agents_with_different_numbers_of_actions_get_a_mask():
+    env = MatrixGameEnv(torch.zeros(2, 4, 3), num_envs=50)
+    mask = env.reset()["agents", "action_mask"]
+    assert mask.dtype == torch.bool
+    assert mask[0].tolist() == [[True] * 2 + [False] * 2, [True] * 4, [True] * 3 + [False]]
+    drawn = env.rollout(1)["agents", "action"]
+    assert (drawn[:, 0].amax(0) == torch.tensor([1, 3, 2])).all()  # random play respects it
+
+
+def test_agents_with_equal_numbers_of_actions_get_none():
+    assert ("agents", "action_mask") not in MatrixGameEnv(climbing()).reset().keys(True)
+
+
+@pytest.mark.parametrize(
+    ("payoff", "message"),
+    [
+        (torch.tensor(1.0), r"got shape \(\)"),
+        (torch.zeros(2, 0), r"got shape \(2, 0\)"),
+        (torch.tensor([1.0, float("nan")]), "finite `payoff`, got nan"),
+        (torch.tensor([[1.0, float("inf")]]), "finite `payoff`, got inf"),
+    ],
+)
+def test_bad_payoffs(payoff, message):
+    with pytest.raises(ValueError, match=message):
+        MatrixGameEnv(payoff)

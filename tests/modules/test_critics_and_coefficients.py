@@ -1,0 +1,98 @@
+"""Critics and the annealed coefficients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.nn import functional as F
+from torchrl.modules import ValueNorm
+
+from torchrl_agentmixer.modules import (
+    CentralCritic,
+    DecentralizedCritic,
+    IGCCoefficients,
+    value_module,
+)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_central_critic_is_its_transcription(batch):
+    critic = CentralCritic(7, hidden=(6, 4))
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.normal_()
+    p = list(critic.parameters())
+    state = torch.randn(*batch, 7)
+    x = F.layer_norm(state, (7,), p[0], p[1])
+    for i, width in ((2, 6), (6, 4)):
+        x = F.layer_norm((x @ p[i].mT + p[i + 1]).relu(), (width,), p[i + 2], p[i + 3])
+    torch.testing.assert_close(critic(state), x @ p[10].mT + p[11])
+    with pytest.raises(ValueError, match=r"\[\*B, 7\], got \(5, 8\)"):
+        critic(torch.zeros(5, 8))
+    with pytest.raises(ValueError, match="`state_dim` >= 1, got 0"):
+        CentralCritic(0)
+
+
+@pytest.mark.parametrize("share_params", [False, True])
+def test_decentralized_critic_reads_its_own_observation_only(share_params):
+    critic = DecentralizedCritic(3, 5, share_params=share_params)
+    observation = torch.randn(4, 3, 5)
+    values = critic(observation)
+    assert values.shape == (4, 3, 1)
+    poisoned = torch.full_like(observation, math.nan)
+    poisoned[:, 1] = observation[:, 1]
+    assert torch.equal(critic(poisoned)[:, 1], values[:, 1])
+
+
+def test_value_module_with_value_norm_works_in_the_unit_of_the_return():
+    class Mirror(ValueNorm):
+        """Returns have mean 10 and standard deviation 3."""
+
+        def normalize(self, value):
+            return (value - 10) / 3
+
+        def denormalize(self, value):
+            return 3 * value + 10
+
+        def update(self, value):
+            raise NotImplementedError
+
+    critic = CentralCritic(7)
+    td = TensorDict({"nested": {"state": torch.randn(4, 7)}}, [4])
+    raw = value_module(critic, ("nested", "state"), ("nested", "value"))(td.clone())
+    norm = value_module(critic, ("nested", "state"), ("nested", "value"), Mirror(shape=1))
+    torch.testing.assert_close(norm(td)["nested", "value"], 3 * raw["nested", "value"] + 10)
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_coefficients_are_written_and_changed_in_place(batch):
+    write = IGCCoefficients(["a", "b"], strength=0.5, consistency=0.0)
+    td = TensorDict(
+        {
+            "a": TensorDict({"logits": torch.zeros(*batch, 3, 5, dtype=torch.float64)}, batch),
+            "b": TensorDict({"logits": torch.zeros(*batch, 2, 4)}, batch),
+        },
+        batch,
+    )
+    held = write.strength
+    write.set(strength=0.25)
+    assert held is write.strength
+    out = write(td)
+    assert out["a", "strength"].shape == (*batch, 3, 1)
+    assert out["b", "consistency"].shape == (*batch, 2, 1)
+    assert out["a", "strength"].dtype == torch.float64
+    assert (out["a", "strength"] == 0.25).all()
+    assert (out["b", "consistency"] == 0.0).all()
+    assert set(write.state_dict()) == {"strength", "consistency"}
+    with pytest.raises(ValueError, match=r"\['strength', 'consistency'\], got 'temperature'"):
+        write.set(temperature=1.0)
+
+
+def test_coefficients_of_a_past_rollout_do_not_change_with_the_buffers():
+    write = IGCCoefficients(["a"], strength=1.0)
+    td = write(TensorDict({"a": {"logits": torch.zeros(4, 3, 5)}}, [4]))
+    write.set(strength=0.0)
+    assert (td["a", "strength"] == 1.0).all()

@@ -1,0 +1,88 @@
+"""The scripts users copy from: each runs, stays short, and does what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchrl_agentmixer.reporting import read_metrics
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("compose_by_hand.py", "drop_in.py", "evaluate_decentralized.py")
+
+
+def run(*arguments, ok=True):
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode == 0) == ok, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def train(tmp_path, *overrides, ok=True):
+    return run(
+        ROOT / "examples/train.py",
+        f"hydra.run.dir={tmp_path}/run",
+        "env.total_frames=800",
+        "env.frames_per_batch=400",
+        "env.eval_interval=400",
+        "env.eval_envs=2",
+        "env.eval_steps=3",
+        "env.num_envs=20",
+        "num_threads=1",
+        *overrides,
+        ok=ok,
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_user_scripts_are_short(name):
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 80
+
+
+def test_compose_by_hand():
+    assert "payoff of the decentralized modes" in run(
+        "examples/compose_by_hand.py", "--frames", 800
+    )
+
+
+@pytest.mark.parametrize("actions", ["continuous", "discrete"])
+def test_drop_in(actions):
+    output = run("examples/drop_in.py", "--actions", actions, "--frames", 3200)
+    assert "team reward per step" in output
+
+
+@pytest.mark.parametrize(
+    ("env", "algorithm"),
+    [
+        ("vmas_predator_prey", "agent_mixer"),
+        ("grid_predator_prey", "agent_mixer_paper"),
+        ("climbing", "mappo"),
+        ("penalty", "ippo"),
+    ],
+)
+def test_train_then_evaluate(tmp_path, env, algorithm):
+    output = train(tmp_path, f"env={env}", f"algorithm={algorithm}", "algorithm.epochs=1")
+    folder = tmp_path / "run"
+    for name in ("learning_curve.png", "decentralized.gif", "algorithm.pt", "config.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert str(folder) in output
+    assert read_metrics(folder)["frames"] == [400, 800]
+    loaded = run("examples/evaluate_decentralized.py", folder, "--episodes", 3)
+    assert "reads [('agents', 'observation')]" in loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algorithm.learning_rate=1", "learning_rate"),
+        ("env=unknown_env", "unknown_env"),
+        ("env.name=vmas/predator_pray", "did you mean 'vmas/predator_prey'"),
+        ("+env.kwargs.penalti=-1", "did you mean 'penalty'"),
+        ("algorithm.name=mapo", "did you mean 'mappo'"),
+    ],
+)
+def test_bad_configuration_is_explained(tmp_path, override, words):
+    assert words in train(tmp_path, override, ok=False)
