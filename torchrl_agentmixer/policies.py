@@ -107,7 +107,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         discrete = [group.name for group in groups if group.discrete]
         if discrete:
             coefficients = {"strength": strength, "consistency": consistency}
-            if any(spec.output != "temperature" for spec in modifier.groups):
+            if any(spec.output == "perturbation" for spec in modifier.groups):
                 coefficients["temperature"] = temperature
             modules.append(IGCCoefficients(discrete, **coefficients))
         modules.append(_modifier_module(groups, actors, modifier, state_key, seed_key))
@@ -375,8 +375,10 @@ class _Mode(nn.Module):
 
     def forward(self, params: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.cls is IGCCategorical:
-            return IGCCategorical(params, mask=mask).mode
-        return self.cls(params, torch.ones_like(params), **self.bounds).deterministic_sample
+            return self.cls(params, mask=mask, validate_args=False).mode
+        scale = torch.ones_like(params)
+        dist = self.cls(params, scale, validate_args=False, **self.bounds)
+        return dist.deterministic_sample
 
 
 def _distribution_class(group: AgentGroup, distribution: ContinuousDistribution) -> type:

@@ -160,6 +160,7 @@ class PPOAlgorithm(nn.Module):
             dict: means over all gradient steps of the losses, entropy, KL, clip fraction, ratio
             and gradient norm, and what :meth:`diagnose` adds.
         """
+        batch = batch.detach()
         with torch.no_grad():
             self.advantage(batch)
         data = batch.reshape(-1)

@@ -61,7 +61,8 @@ class GroupedDistribution(Distribution):
     def deterministic_sample(self) -> tuple[torch.Tensor, ...]:
         """Each group's deterministic sample."""
         return tuple(
-            getattr(dist, "deterministic_sample", dist.mode) for dist in self.distributions.values()
+            dist.deterministic_sample if hasattr(dist, "deterministic_sample") else dist.mode
+            for dist in self.distributions.values()
         )
 
     def sample(self, sample_shape: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:  # type: ignore[override]

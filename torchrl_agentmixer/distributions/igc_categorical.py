@@ -66,7 +66,8 @@ class IGCCategorical(Independent):
     :math:`z_{k^*} - \text{margin}`, a bound that is a constant for the gradient (differentiated
     through, a clipped action with a good advantage would raise :math:`l_{k^*}` in its own place).
     Without a ``perturbation``, and with a ``temperature`` written by the Policy Modifier, the mode
-    is exact too: :math:`\operatorname{softmax}(l / \tau_\theta)`, the twin of the Gaussian case.
+    is exact too, up to rounding of logits that nearly tie:
+    :math:`\operatorname{softmax}(l / \tau_\theta)`, the twin of the Gaussian case.
 
     Args:
         logits (Tensor): individual logits, ``[*B, n_agents, n_actions]``.
@@ -76,6 +77,7 @@ class IGCCategorical(Independent):
             actions have probability zero in the joint and in the individual policy.
         temperature (float or Tensor): :math:`\tau > 0`. This and the next two may be tensors,
             broadcastable to ``logits``, such as ``[*B, n_agents, 1]``.
+            Tensors are not checked for their range.
         strength (float or Tensor): 1 is the paper's noise; 0 is the individual policy itself
             (at temperature 1).
         consistency (float or Tensor): in [0, 1]; 0 is the paper, 1 is exact, between them the

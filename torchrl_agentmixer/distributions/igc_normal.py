@@ -156,9 +156,12 @@ class IGCTanhNormal(TanhNormal):
     ) -> None:
         _check_normal(type(self).__name__, loc, scale, joint, validate_args)
         self.joint = joint
-        super().__init__(
-            loc, scale.expand_as(loc), low=low, high=high, event_dims=_event_dims(joint)
-        )
+        loc, scale = torch.broadcast_tensors(loc, scale)
+        if loc.dtype != torch.get_default_dtype():  # in which TanhNormal would hold the numbers
+            low, high = (
+                torch.as_tensor(x, dtype=loc.dtype, device=loc.device) for x in (low, high)
+            )
+        super().__init__(loc, scale, low=low, high=high, event_dims=_event_dims(joint))
 
     @property
     def support(self) -> constraints.Constraint:

@@ -56,5 +56,5 @@ class IGCCoefficients(TensorDictModuleBase):
             logits = tensordict.get((group, logits_key))
             for name in self.names:
                 value = getattr(self, name).to(logits.dtype)
-                tensordict.set((group, name), value.expand(*logits.shape[:-1], 1))
+                tensordict.set((group, name), value.expand(*logits.shape[:-1], 1).clone())
         return tensordict

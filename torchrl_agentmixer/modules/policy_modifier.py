@@ -40,10 +40,15 @@ class ModifierGroup:
     output: ModifierOutput = "perturbation"
 
     def __post_init__(self) -> None:
-        for name in ("n_agents", "params_dim", "out_dim"):
-            if getattr(self, name) < 1:
+        for name, least in (
+            ("n_agents", 1),
+            ("params_dim", 1),
+            ("out_dim", 1),
+            ("features_dim", 0),
+        ):
+            if getattr(self, name) < least:
                 raise ValueError(
-                    f"ModifierGroup: expected `{name}` >= 1, got {getattr(self, name)}."
+                    f"ModifierGroup: expected `{name}` >= {least}, got {getattr(self, name)}."
                 )
         if self.output not in ("perturbation", "scale", "temperature"):
             raise ValueError(
@@ -105,8 +110,18 @@ class PolicyModifier(nn.Module):
         super().__init__()
         if not groups:
             raise ValueError("PolicyModifier: expected at least one group of agents, got none.")
-        if state_dim < 1:
-            raise ValueError(f"PolicyModifier: expected `state_dim` >= 1, got {state_dim}.")
+        sizes = {"state_dim": state_dim, "channels": channels, "num_blocks": num_blocks}
+        least = {"state_dim": 1, "channels": 1}
+        for name, size in {**sizes, "seed_dim": seed_dim}.items():
+            if size < least.get(name, 0):
+                raise ValueError(
+                    f"PolicyModifier: expected `{name}` >= {least.get(name, 0)}, got {size}."
+                )
+        if scale_bound <= 0 or scale_gain <= 0:
+            raise ValueError(
+                "PolicyModifier: expected `scale_bound` and `scale_gain` > 0, got "
+                f"{scale_bound} and {scale_gain}."
+            )
         self.groups = tuple(groups)
         self.state_dim = state_dim
         self.seed_dim = seed_dim
@@ -159,6 +174,11 @@ class PolicyModifier(nn.Module):
             agents = slice(first, first + group.n_agents)
             first += group.n_agents
             params = self._pop_params(remaining, group).detach()  # [*B, n, params_dim]
+            if params.shape[:-2] != state.shape[:-1]:
+                raise ValueError(
+                    "PolicyModifier: expected state and policy parameters of one batch shape, got "
+                    f"{tuple(state.shape[:-1])} and {tuple(params.shape[:-2])}."
+                )
             parts = [
                 context.expand(*params.shape[:-1], -1),
                 self.params_encoders[index](params),

@@ -1,0 +1,174 @@
+"""Frames per second of environment, collection and update, AgentMixer beside MAPPO.
+
+    python benchmarks/throughput.py                                # the table in docs/results
+    python benchmarks/throughput.py --num-envs 512 --profile       # and where the time goes
+    python benchmarks/throughput.py --device cuda --num-envs 512 4096
+
+Every line is measured in one process, in rounds that alternate between the things compared; each
+figure is the best of its rounds, and ratios are to the environment's own rate under random actions
+(collection) and to MAPPO's (update). Peak memory is what the process needed beyond what it held
+before, on the device that is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torchrl.collectors import Collector
+
+from torchrl_agentmixer.algorithms import PPOAlgorithm, make_algorithm
+from torchrl_agentmixer.envs import make_env
+
+METHODS = ("mappo", "agent_mixer")
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def rate(work: Callable[[], int], device: str) -> float:
+    """Frames per second of ``work``, which returns how many frames it did."""
+    synchronize(device)
+    start = time.perf_counter()
+    frames = work()
+    synchronize(device)
+    return frames / (time.perf_counter() - start)
+
+
+def peak_memory(work: Callable[[], int], device: str) -> float:
+    """MiB that ``work`` needs at its peak, beyond what is held before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return float("nan")
+    reset.write_text("5")
+    before = _status("VmRSS")
+    work()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def environment_work(env, steps: int) -> Callable[[], int]:
+    def work() -> int:
+        tensordict = env.reset()
+        for _ in range(steps):
+            _, tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))
+        return steps * env.batch_size.numel()
+
+    return work
+
+
+def collection_work(env, policy, steps: int, compile_policy: bool) -> Callable[[], int]:
+    frames = steps * env.batch_size.numel()
+    collector = Collector(
+        env,
+        policy,
+        frames_per_batch=frames,
+        total_frames=-1,
+        compile_policy={"fullgraph": True} if compile_policy else False,
+    )
+    batches = iter(collector)
+    next(batches)  # warm up, and compile
+    return lambda: next(batches).numel()
+
+
+def update_work(algorithm: PPOAlgorithm, env, steps: int) -> Callable[[], int]:
+    batch = env.rollout(steps, algorithm.policy, break_when_any_done=False).detach()
+    return lambda: (algorithm.update(batch.copy()), batch.numel())[1]
+
+
+def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
+    """One row for each method."""
+    device = arguments.device
+    options = {"n_predators": n_agents} if arguments.env == "vmas/predator_prey" else {}
+    works: dict[tuple[str, str], Callable[[], int]] = {}
+
+    def new_env():
+        return make_env(arguments.env, num_envs=num_envs, device=device, seed=0, **options)
+
+    works["environment", ""] = environment_work(new_env(), arguments.steps)
+    for method in METHODS:
+        algorithm = make_algorithm(method, new_env(), 10**9, {"epochs": 1})
+        works["collection", method] = collection_work(
+            new_env(), algorithm.policy, arguments.steps, arguments.compile
+        )
+        works["update", method] = update_work(algorithm, new_env(), arguments.steps)
+        if arguments.profile and method == "agent_mixer":
+            show_profile(works["update", method])
+    memory = {key: peak_memory(work, device) for key, work in works.items()}
+    best = dict.fromkeys(works, 0.0)
+    for _ in range(arguments.rounds):
+        for key, work in works.items():
+            best[key] = max(best[key], rate(work, device))
+    return [
+        {
+            "env": arguments.env,
+            "num_envs": num_envs,
+            "n_agents": n_agents,
+            "method": method,
+            "environment_fps": round(best["environment", ""]),
+            "collection_fps": round(best["collection", method]),
+            "collection_ratio": round(best["collection", method] / best["environment", ""], 3),
+            "update_fps": round(best["update", method]),
+            "update_cost_ratio": round(best["update", "mappo"] / best["update", method], 2),
+            "collection_mib": round(memory["collection", method]),
+            "update_mib": round(memory["update", method]),
+        }
+        for method in METHODS
+    ]
+
+
+def show_profile(work: Callable[[], int]) -> None:
+    work()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="vmas/predator_prey")
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[32, 512, 2048])
+    parser.add_argument("--n-agents", type=int, nargs="+", default=[3])
+    parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="compile the collecting policy")
+    parser.add_argument("--profile", action="store_true", help="profile AgentMixer's update")
+    parser.add_argument("--csv", type=Path, help="write the rows here, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    rows = []
+    for num_envs, n_agents in itertools.product(arguments.num_envs, arguments.n_agents):
+        rows += measure(arguments, num_envs, n_agents)
+        if len(rows) == len(METHODS):
+            print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+        for row in rows[-len(METHODS) :]:
+            print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
