@@ -1,4 +1,4 @@
-"""Climbing and penalty games, AgentMixer beside MAPPO: payoff of the decentralized modes, each seed.
+"""Climbing and penalty games, AgentMixer beside MAPPO: what the decentralized modes earn.
 
     python benchmarks/one_shot_games.py                       # the tables in docs/results
     python benchmarks/one_shot_games.py --seeds 2 --frames 20000

@@ -100,7 +100,7 @@ class AgentMixer(PPOAlgorithm):
         config = config or AgentMixerConfig()
         policy = AgentMixerPolicy.from_env(
             env,
-            actor_kwargs={"hidden": config.actor_hidden, "share_params": config.share_params},
+            actor_kwargs=config.actor_kwargs,
             modifier_kwargs={
                 "seed_dim": config.seed_dim,
                 "channels": config.channels,
@@ -116,7 +116,7 @@ class AgentMixer(PPOAlgorithm):
             margin=config.margin,
         ).to(env.device)
         value_norm = make_value_norm().to(env.device)
-        network = CentralCritic(state_dim(env), hidden=config.critic_hidden, device=env.device)
+        network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
         critic = value_module(network, value_norm=value_norm)
         loss = make_ppo_loss(policy, critic, config, value_norm)
         loss.set_keys(action=policy.action_keys)

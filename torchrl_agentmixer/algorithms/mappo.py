@@ -56,8 +56,7 @@ class MAPPO(PPOAlgorithm):
                 f"{[group.name for group in groups]}."
             )
         (group,) = groups
-        options = {"hidden": config.actor_hidden, "share_params": config.share_params}
-        actors = [actor_module(group, **options).to(env.device)]
+        actors = [actor_module(group, **config.actor_kwargs).to(env.device)]
         policy = product_policy(groups, actors, config.distribution, joint=False)  # type: ignore[arg-type]
         value_norm = make_value_norm().to(env.device)
         critic, advantage = self.make_critic(env, group, config, value_norm)
@@ -82,7 +81,7 @@ class MAPPO(PPOAlgorithm):
         self, env: EnvBase, group: AgentGroup, config: PPOConfig, value_norm: PopArtValueNorm
     ) -> CriticParts:
         """One value for the team, of the state."""
-        network = CentralCritic(state_dim(env), hidden=config.critic_hidden, device=env.device)
+        network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
         critic = value_module(network, value_norm=value_norm)
         return critic, make_gae(critic, config)
 
@@ -116,9 +115,9 @@ class IPPO(MAPPO):
         network = DecentralizedCritic(
             group.n_agents,
             group.observation_dim,
-            hidden=config.critic_hidden,
             share_params=config.share_params,
             device=env.device,
+            **config.critic_kwargs,
         )
         critic = value_module(
             network, group.key("observation"), group.key("state_value"), value_norm

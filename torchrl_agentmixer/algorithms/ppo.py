@@ -36,6 +36,7 @@ class PPOConfig:
         share_params: one actor network for all agents, or one each.
         actor_hidden: widths of the actors' hidden layers.
         critic_hidden: widths of the critic's hidden layers.
+        input_norm: LayerNorm on the inputs of actors and critic, as the authors have it.
         distribution: of continuous actions, ``"normal"`` or ``"tanh_normal"``.
     """
 
@@ -54,7 +55,22 @@ class PPOConfig:
     share_params: bool = False
     actor_hidden: tuple[int, ...] = (64,)
     critic_hidden: tuple[int, ...] = (64, 64)
+    input_norm: bool = False
     distribution: str = "normal"
+
+    @property
+    def actor_kwargs(self) -> dict[str, Any]:
+        """Options of the actors' networks."""
+        return {
+            "hidden": self.actor_hidden,
+            "share_params": self.share_params,
+            "input_norm": self.input_norm,
+        }
+
+    @property
+    def critic_kwargs(self) -> dict[str, Any]:
+        """Options of the critic's network."""
+        return {"hidden": self.critic_hidden, "input_norm": self.input_norm}
 
     def __post_init__(self) -> None:
         self.actor_hidden = tuple(self.actor_hidden)

@@ -118,6 +118,7 @@ class _Actor(nn.Module):
         hidden: Sequence[int] = (64,),
         share_params: bool = False,
         agent_one_hot: bool | None = None,
+        input_norm: bool = True,
         head_gain: float = 0.01,
         device: torch.device | str | None = None,
     ) -> None:
@@ -136,6 +137,7 @@ class _Actor(nn.Module):
             observation_dim + extra,
             hidden=hidden,
             share_params=share_params,
+            input_norm=input_norm,
             device=device,
         )
         self.head = MultiAgentBody(
@@ -177,6 +179,9 @@ class CategoricalActor(_Actor):
         share_params (bool): one network for all agents; separate networks by default.
         agent_one_hot (bool, optional): append the agent's one-hot to its observation. Default:
             only when parameters are shared.
+        input_norm (bool): LayerNorm on the input, as the authors do. It leaves of an observation
+            only what does not change with its mean and its spread: switch it off where entries
+            are few and scaled already.
         head_gain (float): gain of the last layer's orthogonal initialization.
         device (optional): where to build the parameters.
 

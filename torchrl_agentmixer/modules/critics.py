@@ -23,6 +23,7 @@ class CentralCritic(nn.Module):
 
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
+        input_norm (bool): LayerNorm on the input.
         device (optional): where to build the parameters.
 
     Raises:
@@ -39,13 +40,16 @@ class CentralCritic(nn.Module):
         state_dim: int,
         *,
         hidden: Sequence[int] = (64, 64),
+        input_norm: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if state_dim < 1:
             raise ValueError(f"CentralCritic: expected `state_dim` >= 1, got {state_dim}.")
         self.state_dim = state_dim
-        layers: list[nn.Module] = [nn.LayerNorm(state_dim, device=device)]
+        layers: list[nn.Module] = []
+        if input_norm:
+            layers.append(nn.LayerNorm(state_dim, device=device))
         width_in = state_dim
         for width in hidden:
             layers += [
@@ -78,6 +82,7 @@ class DecentralizedCritic(MultiAgentBody):
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
         share_params (bool): one network for all agents.
+        input_norm (bool): LayerNorm on the input.
         device (optional): where to build the parameters.
 
     Examples:
@@ -93,12 +98,14 @@ class DecentralizedCritic(MultiAgentBody):
         *,
         hidden: Sequence[int] = (64, 64),
         share_params: bool = False,
+        input_norm: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
             n_agents,
             observation_dim,
             hidden=hidden,
+            input_norm=input_norm,
             out_dim=1,
             share_params=share_params,
             out_gain=1.0,
