@@ -17,16 +17,12 @@ from torchrl.modules import MultiAgentMLP, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.distributions import IGCCategorical, IGCNormal, IGCTanhNormal
 from torchrl_agentmixer.envs import CorrelationSeed, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, ModifierGroup, PolicyModifier, value_module
-from torchrl_agentmixer.policies import (
-    AgentMixerPolicy,
-    actor_module,
-    mode_policy,
-    product_policy,
-)
+from torchrl_agentmixer.policies import AgentMixerPolicy
 
 STATE = ("info", "state")
 SEED = ("info", "seed")

@@ -1,0 +1,186 @@
+"""Decentralized policies: every agent acts by its individual policy, on its own observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
+from tensordict.utils import NestedKey
+from torch import nn
+
+from torchrl_agentmixer.distributions import (
+    GroupedDistributionBuilder,
+    IGCCategorical,
+    IGCNormal,
+    IGCTanhNormal,
+)
+from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.modules import CategoricalActor, GaussianActor
+
+ContinuousDistribution = Literal["normal", "tanh_normal"]
+LOG_PROB_KEY = "action_log_prob"
+
+
+def actor_module(group: AgentGroup, **kwargs: Any) -> TensorDictModule:
+    """The default decentralized actor of a group, as a ``TensorDictModule``.
+
+    Args:
+        group (AgentGroup): the agents.
+
+    Keyword Args:
+        **kwargs: options of :class:`CategoricalActor` or :class:`GaussianActor`.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> actor_module(group).out_keys
+        [('agents', 'logits'), ('agents', 'features')]
+    """
+    cls = CategoricalActor if group.discrete else GaussianActor
+    return TensorDictModule(
+        cls(group.n_agents, group.observation_dim, group.action_dim, **kwargs),
+        in_keys=[group.key("observation")],
+        out_keys=[*group.param_keys, group.key("features")],
+    )
+
+
+def product_policy(
+    groups: Sequence[AgentGroup],
+    actors: Sequence[TensorDictModuleBase],
+    distribution: ContinuousDistribution = "normal",
+    *,
+    joint: bool = True,
+) -> ProbabilisticTensorDictSequential:
+    """The individual policies as they are: each agent samples on its own.
+
+    Args:
+        groups (sequence of AgentGroup): the agents.
+        actors (sequence of TensorDictModuleBase): modules that write their policies' parameters.
+        distribution (str): of continuous actions.
+
+    Keyword Args:
+        joint (bool): write one log-probability for the team, ``"action_log_prob"`` ``[*B]``, or
+            one for each agent, ``(group, "action_log_prob")`` ``[*B, n]`` (one group only).
+
+    Raises:
+        ValueError: for ``joint=False`` with several groups.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> product_policy([group], [actor_module(group)]).out_keys[-2:]
+        [('agents', 'action'), 'action_log_prob']
+    """
+    if not joint and len(groups) > 1:
+        raise ValueError(
+            f"product_policy: expected one group for `joint=False`, got {[g.name for g in groups]}."
+        )
+    in_keys: dict[str, NestedKey] = {}
+    for group in groups:
+        in_keys |= {f"{group.name}.{key[-1]}": key for key in group.param_keys}
+        if group.masked:
+            in_keys[f"{group.name}.mask"] = group.key("action_mask")
+    builder = GroupedDistributionBuilder(
+        {group.name: distribution_class(group, distribution) for group in groups},
+        {group.name: {"joint": joint} | action_bounds(group, distribution) for group in groups},
+    )
+    log_prob_key = LOG_PROB_KEY if joint else groups[0].key(LOG_PROB_KEY)
+    return ProbabilisticTensorDictSequential(
+        *actors, probabilistic_module(groups, in_keys, builder, log_prob_key)
+    )
+
+
+def mode_policy(
+    groups: Sequence[AgentGroup],
+    actors: Sequence[TensorDictModuleBase],
+    distribution: ContinuousDistribution = "normal",
+) -> TensorDictSequential:
+    """The individual modes: deterministic, whatever TorchRL's exploration type is.
+
+    Args:
+        groups (sequence of AgentGroup): the agents.
+        actors (sequence of TensorDictModuleBase): modules that write their policies' parameters.
+        distribution (str): of continuous actions.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> mode_policy([group], [actor_module(group)]).in_keys
+        [('agents', 'observation')]
+    """
+    modules = []
+    for group in groups:
+        mask_key = [group.key("action_mask")] if group.masked else []
+        modules.append(
+            TensorDictModule(
+                _Mode(group, distribution),
+                in_keys=[group.param_keys[0], *mask_key],
+                out_keys=[group.key("action")],
+            )
+        )
+    return TensorDictSequential(*actors, *modules)
+
+
+class _Mode(nn.Module):
+    """The mode of an individual policy, from ``logits`` (and a mask) or ``loc``."""
+
+    def __init__(self, group: AgentGroup, distribution: ContinuousDistribution) -> None:
+        super().__init__()
+        self.cls = distribution_class(group, distribution)
+        self.bounds = action_bounds(group, distribution)
+
+    def forward(self, params: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.cls is IGCCategorical:
+            return self.cls(params, mask=mask, validate_args=False).mode
+        scale = torch.ones_like(params)
+        dist = self.cls(params, scale, validate_args=False, **self.bounds)
+        return dist.deterministic_sample
+
+
+def distribution_class(group: AgentGroup, distribution: ContinuousDistribution) -> type:
+    """The IGC distribution of a group's actions.
+
+    Raises:
+        ValueError: for another name than those of ``ContinuousDistribution``.
+    """
+    if group.discrete:
+        return IGCCategorical
+    classes = {"normal": IGCNormal, "tanh_normal": IGCTanhNormal}
+    if distribution not in classes:
+        raise ValueError(f"expected `distribution` in {sorted(classes)}, got {distribution!r}.")
+    return classes[distribution]
+
+
+def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> dict[str, Any]:
+    """``low`` and ``high`` for a squashed distribution of bounded actions; else nothing."""
+    if group.discrete or distribution != "tanh_normal" or group.low is None:
+        return {}
+    bounds = {}
+    for name in ("low", "high"):
+        bound = getattr(group, name)
+        # A number where all bounds are equal: no device, and nothing to compare at run time.
+        bounds[name] = bound.flatten()[0].item() if (bound == bound.flatten()[0]).all() else bound
+    return bounds
+
+
+def probabilistic_module(
+    groups: Sequence[AgentGroup],
+    in_keys: dict[str, NestedKey],
+    builder: GroupedDistributionBuilder,
+    log_prob_key: NestedKey,
+) -> ProbabilisticTensorDictModule:
+    """The module that samples all groups' actions and writes one log-probability."""
+    return ProbabilisticTensorDictModule(
+        in_keys=in_keys,
+        out_keys=[group.key("action") for group in groups],
+        distribution_class=builder,  # type: ignore[arg-type]
+        return_log_prob=True,
+        log_prob_keys=[log_prob_key],
+        default_interaction_type=InteractionType.RANDOM,
+    )
