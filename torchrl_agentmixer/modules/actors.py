@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from torchrl_agentmixer.modules.initialization import orthogonal_
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
 
 class MultiAgentBody(MultiAgentNetBase):
@@ -81,19 +81,9 @@ class MultiAgentBody(MultiAgentNetBase):
         out_gain: float,
         device: torch.device | str | None,
     ) -> nn.Sequential:
-        layers: list[nn.Module] = [nn.LayerNorm(in_dim, device=device)] if input_norm else []
-        for width in hidden:
-            layers += [
-                nn.Linear(in_dim, width, device=device),
-                nn.ReLU(),
-                nn.LayerNorm(width, device=device),
-            ]
-            in_dim = width
-        net = nn.Sequential(*layers)
-        if device != "meta":
-            orthogonal_(net, gain=math.sqrt(2))
+        net = layer_norm_mlp(in_dim, hidden, input_norm=input_norm, device=device)
         if out_dim is not None:
-            head = nn.Linear(in_dim, out_dim, device=device)
+            head = nn.Linear([in_dim, *hidden][-1], out_dim, device=device)
             net.append(head if device == "meta" else orthogonal_(head, gain=out_gain))
         return net
 

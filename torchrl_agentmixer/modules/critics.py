@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ from torchrl.modules import ValueNorm
 
 from torchrl_agentmixer.modules.actors import MultiAgentBody
 from torchrl_agentmixer.modules.initialization import orthogonal_
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
 
 class CentralCritic(nn.Module):
@@ -47,20 +47,10 @@ class CentralCritic(nn.Module):
         if state_dim < 1:
             raise ValueError(f"CentralCritic: expected `state_dim` >= 1, got {state_dim}.")
         self.state_dim = state_dim
-        layers: list[nn.Module] = []
-        if input_norm:
-            layers.append(nn.LayerNorm(state_dim, device=device))
-        width_in = state_dim
-        for width in hidden:
-            layers += [
-                nn.Linear(width_in, width, device=device),
-                nn.ReLU(),
-                nn.LayerNorm(width, device=device),
-            ]
-            width_in = width
-        self.net = nn.Sequential(*layers)
-        orthogonal_(self.net, gain=math.sqrt(2))
-        self.net.append(orthogonal_(nn.Linear(width_in, 1, device=device), gain=1.0))
+        self.net = layer_norm_mlp(state_dim, hidden, input_norm=input_norm, device=device)
+        self.net.append(
+            orthogonal_(nn.Linear([state_dim, *hidden][-1], 1, device=device), gain=1.0)
+        )
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         """Map the state ``[*B, s]`` to its value ``[*B, 1]``."""
