@@ -5,7 +5,8 @@
 
 Every run goes through the training loop, as in ``examples/train.py``. "AgentMixer, paper" has
 Eq. 12 as published with the authors' gain of the Modifier's last layer (0.01) and learning rate
-(5e-5); "AgentMixer" anneals the noise's strength to zero and trains the Modifier 200 times faster.
+(5e-5); "AgentMixer" anneals the noise's strength to zero and trains the Modifier 200 times faster,
+and "AgentMixer, lr 5e-3" 100 times.
 Since a Modifier that fast is a large step, MAPPO is run with a learning rate of 1e-2 as well.
 """
 
@@ -37,6 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "MAPPO, lr 1e-2": ("mappo", {**PPO, "lr": 1e-2}),
     "AgentMixer, paper": ("agent_mixer", {**MODIFIER, "lr_modifier": 5e-5}),
     "AgentMixer": ("agent_mixer", {**MODIFIER, "lr_modifier": 1e-2, "strength": ANNEALED}),
+    "AgentMixer, lr 5e-3": ("agent_mixer", {**MODIFIER, "lr_modifier": 5e-3, "strength": ANNEALED}),
 }
 
 
