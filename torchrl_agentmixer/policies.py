@@ -115,7 +115,6 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         super().__init__(*modules)
         self.groups = tuple(groups)
         self.distribution = distribution
-        self.validate_args = validate_args
 
     @classmethod
     def from_env(
