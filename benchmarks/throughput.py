@@ -25,6 +25,7 @@ from torchrl.collectors import Collector
 
 from torchrl_agentmixer.algorithms import PPOAlgorithm, make_algorithm
 from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.training import keep_freed_memory
 
 METHODS = ("mappo", "agent_mixer")
 
@@ -104,7 +105,8 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
 
     works["environment", ""] = environment_work(new_env(), arguments.steps)
     for method in METHODS:
-        algorithm = make_algorithm(method, new_env(), 10**9, {"epochs": 1})
+        channels = {"channels": arguments.channels} if method == "agent_mixer" else {}
+        algorithm = make_algorithm(method, new_env(), 10**9, {"epochs": 1, **channels})
         works["collection", method] = collection_work(
             new_env(), algorithm.policy, arguments.steps, arguments.compile
         )
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--env", default="vmas/predator_prey")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[32, 512, 2048])
     parser.add_argument("--n-agents", type=int, nargs="+", default=[3])
+    parser.add_argument("--channels", type=int, default=64, help="width of the Policy Modifier")
     parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -155,6 +158,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the rows here, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
 
     rows = []
     for num_envs, n_agents in itertools.product(arguments.num_envs, arguments.n_agents):

@@ -24,7 +24,13 @@ from tqdm import tqdm
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import CorrelationSeed, make_env
 from torchrl_agentmixer.reporting import plot_learning_curve, results_table
-from torchrl_agentmixer.training import LoopConfig, RunDirectory, record_gif, train
+from torchrl_agentmixer.training import (
+    LoopConfig,
+    RunDirectory,
+    keep_freed_memory,
+    record_gif,
+    train,
+)
 
 
 def build_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
@@ -56,12 +62,13 @@ def progress_bar(total_frames: int):
     return show
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> float:
+def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
+    """Train, and leave everything in ``folder``; the last row of metrics."""
+    keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    run = RunDirectory(HydraConfig.get().runtime.output_dir)
-    run.save_config(OmegaConf.to_container(config, resolve=True))
+    directory = RunDirectory(folder)
+    directory.save_config(OmegaConf.to_container(config, resolve=True))
 
     env = build_env(config, config.env.num_envs, config.seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed)
@@ -74,12 +81,11 @@ def main(config: DictConfig) -> float:
         eval_interval=config.env.eval_interval,
         eval_steps=config.env.eval_steps,
     )
-    last = train(algorithm, env, eval_env, loop, run, on_metrics=progress_bar(loop.total_frames))
+    show = progress_bar(loop.total_frames)
+    last = train(algorithm, env, eval_env, loop, directory, on_metrics=show)
     if config.plots:
-        report(run.path, algorithm, eval_env, config.env.eval_steps)
-    print(results_table([run.path]))
-    print(f"run directory: {run.path}")
-    return last["eval_return"]
+        report(folder, algorithm, eval_env, config.env.eval_steps)
+    return last
 
 
 def report(path: Path, algorithm, eval_env: EnvBase, eval_steps: int) -> None:
@@ -89,6 +95,15 @@ def report(path: Path, algorithm, eval_env: EnvBase, eval_steps: int) -> None:
         algorithm.execution_policy, eval_env, path / "decentralized.gif", max_steps=eval_steps
     )
     print(f"learning curve: {curve}\nanimation:      {animation}")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    last = run(config, folder)
+    print(results_table([folder]))
+    print(f"run directory: {folder}")
+    return last["eval_return"]
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from torchrl_agentmixer.training import RunDirectory
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from study import probability_of_improvement  # noqa: E402
 
 
 def run(*arguments):
@@ -32,24 +35,63 @@ def test_throughput(tmp_path):
     assert output.count("| vmas/predator_prey |") == 4
 
 
-def test_one_shot_games(tmp_path):
-    out = tmp_path / "games.csv"
-    sizes = ("--seeds", 2, "--frames", 200, "--batch", 100, "--games", "climbing")
-    output = run("benchmarks/one_shot_games.py", *sizes, "--methods", "MAPPO", "--csv", out)
-    with out.open() as file:
+STUDY = """
+- environments:
+    climbing: [env=climbing, env.num_envs=20, env.frames_per_batch=20]
+  candidates:
+    mappo: [algorithm=mappo]
+    mixture: [algorithm=agent_mixer_mixture, algorithm.num_components=2]
+  seeds: 2
+"""
+TINY = ["env.total_frames=60", "env.eval_interval=20", "algorithm.epochs=1"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("env.num_envs=20", ", ".join([*TINY, "env.num_envs=20"])))
+    return path
+
+
+def test_study_runs_resumes_and_reports(tmp_path, study):
+    out = tmp_path / "runs"
+    command = ("benchmarks/study.py", study, "--out", out, "--processes", 1)
+    assert "2 to do" in run(*command, "--only", "mappo")
+    stopped = out / "climbing" / "mixture" / "0.unfinished"
+    stopped.mkdir(parents=True)
+    (stopped / "metrics.csv").write_text("left behind by a run that was killed")
+    kept = (out / "climbing" / "mappo" / "1" / "metrics.csv").read_bytes()
+    assert "2 of 4 runs complete or left out, 2 to do" in run(*command)
+    assert (out / "climbing" / "mappo" / "1" / "metrics.csv").read_bytes() == kept
+    assert not stopped.exists()
+
+    report = run(*command, "--report", tmp_path / "report")
+    with (tmp_path / "report" / "evaluations.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    payoffs = {0, 5, 6, 7, 11, -30}
-    assert all(float(row["decentralized_modes"]) in payoffs for row in rows)
-    assert "| MAPPO | 2 |" in output
+    assert [(r["candidate"], r["seed"], r["frames"]) for r in rows] == [
+        (candidate, seed, frames)
+        for seed in ("0", "1")
+        for candidate in ("mappo", "mixture")
+        for frames in ("20", "40", "60")
+    ]
+    last = [float(r["eval_score"]) for r in rows if r["candidate"] == "mappo"][2::3]
+    assert f"| mappo | {' '.join(f'{x:.3g}' for x in last)}; **{sum(last) / 2:.3f}** |" in report
+    assert (tmp_path / "report" / "climbing.png").stat().st_size > 1000
 
 
-def test_collect_results(tmp_path):
-    for seed, scores in ((0, (0.1, 0.3)), (1, (0.2, 0.5))):
-        directory = RunDirectory(tmp_path / "runs" / "mappo" / str(seed))
-        for i, score in enumerate(scores):
-            directory.log({"frames": 10 * (i + 1), "eval_score": score, "eval_joint_score": score})
-    output = run("benchmarks/collect_results.py", tmp_path / "runs", "--out", tmp_path / "out")
-    assert "| mappo | 20 | 0.3 0.5; **0.400** |" in output
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 5
-    assert (tmp_path / "out.png").stat().st_size > 1000
+def test_study_rejects_a_run_that_is_listed_twice(tmp_path, study):
+    study.write_text(study.read_text() * 2)
+    command = [sys.executable, "benchmarks/study.py", str(study), "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "('climbing', 'mappo', 0)" in result.stderr
+
+
+def test_probability_of_improvement_against_counting():
+    x, y = np.array([0.0, 1.0, 2.0]), np.array([1.0, -1.0])
+    # pairs (x, y): 0<1, 0>-1, 1=1, 1>-1, 2>1, 2>-1
+    estimate, low, high = probability_of_improvement(x, y)
+    assert estimate == pytest.approx(4.5 / 6)
+    assert 0 <= low <= estimate <= high <= 1
+    assert probability_of_improvement(y + 9, y) == (1.0, 1.0, 1.0)
+    assert probability_of_improvement(y[:1], y[:1]) == (0.5, 0.5, 0.5)

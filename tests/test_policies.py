@@ -18,11 +18,16 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
-from torchrl_agentmixer.distributions import IGCCategorical, IGCNormal, IGCTanhNormal
+from torchrl_agentmixer.distributions import (
+    IGCCategorical,
+    IGCMixture,
+    IGCNormal,
+    IGCTanhNormal,
+)
 from torchrl_agentmixer.envs import CorrelationSeed, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, ModifierGroup, PolicyModifier, value_module
-from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.policies import COMPONENT_LOGITS_KEY, AgentMixerPolicy
 
 STATE = ("info", "state")
 SEED = ("info", "seed")
@@ -178,6 +183,130 @@ def test_exact_forms_deploy_the_mode_that_was_trained(form, distribution):
         joint = published(td.clone())
     deployed = published.decentralized()(td.clone())
     assert not torch.equal(joint["scouts", "action"], deployed["scouts", "action"])
+
+
+# -- a mixture of joint policies -----------------------------------------------------------------
+
+
+def scouts_mixture(batch=(4,), num_components=3, seed_dim=0, **kwargs):
+    env = TwoGroupsEnv(batch, groups=("scouts",))
+    modifier_kwargs = {"channels": 8, "num_components": num_components, "seed_dim": seed_dim}
+    policy = AgentMixerPolicy.from_env(
+        env,
+        form="mixture",
+        state_key=STATE,
+        seed_key=SEED,
+        modifier_kwargs=modifier_kwargs,
+        **kwargs,
+    )
+    td = env.reset()
+    if seed_dim:
+        td[SEED] = torch.randn(*batch, seed_dim)
+    return scramble(policy), td
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("seed_dim", [0, 2])
+def test_mixture_shapes_and_keys(batch, seed_dim):
+    policy, td = scouts_mixture(batch, seed_dim=seed_dim)
+    out = policy(td.clone())
+    expected = {
+        ("scouts", "logits"): (*batch, 2, 4),
+        ("scouts", "perturbation"): (*batch, 2, 3, 4),
+        ("scouts", "modified_share"): (*batch, 2, 1),
+        ("scouts", "action"): (*batch, 2),
+        COMPONENT_LOGITS_KEY: (*batch, 3),
+        "action_log_prob": batch,
+    }
+    for key, shape in expected.items():
+        assert out.get(key).shape == shape, key
+        assert key in policy.out_keys
+    names = {"strength", "consistency", "temperature", "modified_share"}
+    assert set(policy.coefficient_names) == names
+    dist = policy.get_dist(out)
+    assert type(dist) is IGCMixture
+    torch.testing.assert_close(dist.log_prob(out["scouts", "action"]), out["action_log_prob"])
+
+
+def test_mixture_is_built_from_its_parts():
+    options = {"noise_bound": 0.8, "noise_gain": 1.7, "margin": 0.3}
+    coefficients = {"temperature": 0.6, "strength": 0.7, "consistency": 0.4, "modified_share": 0.8}
+    policy, td = scouts_mixture(**coefficients, **options)
+    (actor,) = policy.actors
+    out = actor(td.clone())
+    logits, mask = out["scouts", "logits"], td["scouts", "action_mask"]
+    noise, weights = policy.modifier(td[STATE], logits, out["scouts", "features"])
+    expected = IGCMixture(logits, noise, weights, mask, **coefficients, **options)
+    dist, action = policy.get_dist(td.clone()), expected.sample((10,))
+    torch.testing.assert_close(dist.log_prob(action), expected.log_prob(action))
+
+
+def test_mixture_leaves_what_is_deployed_alone():
+    """No state, seed, Modifier or component weight is read; parameters are the actors' own."""
+    policy, td = scouts_mixture((64,), seed_dim=2)
+    deployed = policy.decentralized()
+    assert set(deployed.in_keys) == {("scouts", "observation"), ("scouts", "action_mask")}
+    action = deployed(td.clone())["scouts", "action"]
+    scramble(policy.modifier, seed=1)
+    assert torch.equal(deployed(td.exclude("info"))["scouts", "action"], action)
+    assert {id(p) for p in deployed.parameters()} == {id(p) for p in policy.actors[0].parameters()}
+    plain = AgentMixerPolicy.from_env(
+        TwoGroupsEnv((64,), groups=("scouts",)),
+        state_key=STATE,
+    )
+    plain.actors[0].load_state_dict(policy.actors[0].state_dict())
+    assert torch.equal(plain.decentralized()(td.clone())["scouts", "action"], action)
+    mask = td["scouts", "action_mask"]
+    for module in (policy, policy.decentralized(deterministic=False)):
+        sample = module(td.clone())["scouts", "action"]
+        assert mask.gather(-1, sample.unsqueeze(-1)).all()
+
+
+def test_mixture_coefficients():
+    policy, td = scouts_mixture((200,), modified_share=0.9)
+    product = policy.decentralized(deterministic=False).get_dist(td.clone())
+
+    def joint():
+        return policy.get_dist(td.clone())
+
+    assert not torch.equal(joint().mode, product.mode)
+    policy.set_coefficients(consistency=1.0)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert torch.equal(policy(td.clone())["scouts", "action"], product.mode)
+    policy.set_coefficients(consistency=0.0, modified_share=0.0)
+    action = joint().sample()
+    torch.testing.assert_close(joint().log_prob(action), product.log_prob(action))
+    policy.set_coefficients(modified_share=1.0, strength=0.0)
+    torch.testing.assert_close(joint().log_prob(action), product.log_prob(action))
+
+
+def test_mixture_correlates_a_one_state_game_without_a_seed():
+    env = make_env("matrix/climbing", num_envs=2)
+    policy = AgentMixerPolicy.from_env(env, form="mixture", modifier_kwargs={"head_gain": 2.0})
+    assert policy.modifier.num_components == 16
+    dist = policy.get_dist(scramble(policy) and env.reset())
+    joint = dist._joint_log_probs()[0].exp().double().reshape(3, 3)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    assert (joint * (joint / independent).log()).sum() > 1e-3
+
+
+def test_mixture_around_an_actor():
+    env = make_env("grid/predator_prey", num_envs=4)
+    (group,) = agent_groups(env)
+    actor = actor_module(group)
+    policy = AgentMixerPolicy.from_actor(
+        actor, env, form="mixture", modifier_kwargs={"num_components": 2}
+    )
+    assert policy.actors == [actor]
+    rollout = env.rollout(3, policy, break_when_any_done=False)
+    assert rollout[COMPONENT_LOGITS_KEY].shape == (4, 3, 2)
+    assert rollout["agents", "perturbation"].shape[-2:] == (2, group.action_dim)
+
+
+def test_mixture_needs_one_group_of_discrete_actions():
+    for groups in (("tanks",), ("scouts", "tanks")):
+        with pytest.raises(ValueError, match=r"one group with output 'perturbation'.*'scale'"):
+            AgentMixerPolicy.from_env(TwoGroupsEnv(groups=groups), form="mixture", state_key=STATE)
 
 
 # -- execution (section 7) -----------------------------------------------------------------------
@@ -421,7 +550,7 @@ def test_construction_errors():
     with pytest.raises(ValueError, match=r"\[\(2, 3\)\], got one for \[\(3, 3\)\]"):
         AgentMixerPolicy([group], [actor_module(group)], wrong)
     env = make_env("matrix/climbing")
-    with pytest.raises(ValueError, match=r"'perturbation' or 'temperature', got 'gumbel'"):
+    with pytest.raises(ValueError, match=r"`form` in \(.*'mixture'\), got 'gumbel'"):
         AgentMixerPolicy.from_env(env, form="gumbel")
     with pytest.raises(KeyError, match="global"):
         AgentMixerPolicy.from_env(env, state_key="global")
@@ -702,3 +831,10 @@ def test_compiled_policy(fresh_compiler):
         out = forward(td.clone())
     deployed = mode_policy(policy.groups, policy.actors)(td.clone())
     assert torch.equal(out["scouts", "action"], deployed["scouts", "action"])
+
+
+@pytest.mark.parametrize(("form", "components"), [("mixture", 0), ("perturbation", 3)])
+def test_components_belong_to_the_mixture(form, components):
+    env = make_env("matrix/climbing", num_envs=2)
+    with pytest.raises(ValueError, match=f"got {components} for '{form}'"):
+        AgentMixerPolicy.from_env(env, form=form, modifier_kwargs={"num_components": components})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
@@ -25,11 +25,12 @@ from torchrl_agentmixer.decentralized import (
     probabilistic_module,
     product_policy,
 )
-from torchrl_agentmixer.distributions import GroupedDistributionBuilder
+from torchrl_agentmixer.distributions import GroupedDistributionBuilder, IGCMixture
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import IGCCoefficients, ModifierGroup, PolicyModifier
 
-DiscreteForm = Literal["perturbation", "temperature"]
+DiscreteForm = Literal["perturbation", "temperature", "mixture"]
+COMPONENT_LOGITS_KEY = "component_logits"
 
 
 class AgentMixerPolicy(ProbabilisticTensorDictSequential):
@@ -42,7 +43,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
       ``[*B, n, A]``, and ``("agents", "features")`` ``[*B, n, d]``;
     - the Policy Modifier reads those, ``"state"`` ``[*B, s]`` and, with a correlation seed,
       ``"correlation_seed"`` ``[*B, w]``, and writes ``("agents", "perturbation")`` or
-      ``("agents", "temperature")`` (discrete) or ``("agents", "joint_scale")`` (continuous);
+      ``("agents", "temperature")`` (discrete) or ``("agents", "joint_scale")`` (continuous), and
+      ``"component_logits"`` ``[*B, m]`` where the joint policy is a mixture;
     - the IGC distribution writes ``("agents", "action")`` and one ``"action_log_prob"`` ``[*B]``
       for the whole team (Eq. 13 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
@@ -59,9 +61,10 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         seed_key (NestedKey): the correlation seed, read if ``modifier.seed_dim > 0``;
             :class:`~torchrl_agentmixer.envs.CorrelationSeed` writes it.
         distribution (str): of continuous actions, ``"normal"`` (the paper's) or ``"tanh_normal"``.
-        temperature, strength, consistency (float): first values of
-            :class:`~torchrl_agentmixer.distributions.IGCCategorical`'s coefficients; change them
-            with :meth:`set_coefficients`.
+        temperature, strength, consistency, modified_share (float): first values of the
+            coefficients of :class:`~torchrl_agentmixer.distributions.IGCCategorical` and (the last)
+            :class:`~torchrl_agentmixer.distributions.IGCMixture`; change them with
+            :meth:`set_coefficients`.
         noise_bound, noise_gain, margin (float): see ``IGCCategorical``.
         validate_args (bool, optional): see ``IGCCategorical``.
 
@@ -91,6 +94,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         temperature: float = 1.0,
         strength: float = 1.0,
         consistency: float = 0.0,
+        modified_share: float = 1.0,
         noise_bound: float = 0.95,
         noise_gain: float = 1.0,
         margin: float = 1e-2,
@@ -103,6 +107,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             coefficients = {"strength": strength, "consistency": consistency}
             if any(spec.output == "perturbation" for spec in modifier.groups):
                 coefficients["temperature"] = temperature
+            if modifier.num_components:
+                coefficients["modified_share"] = modified_share
             modules.append(IGCCoefficients(discrete, **coefficients))
         modules.append(_modifier_module(groups, actors, modifier, state_key, seed_key))
         options = {
@@ -137,7 +143,9 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
                 ``share_params``, ...).
             modifier_kwargs (mapping, optional): options of :class:`PolicyModifier`
                 (``seed_dim``, ``head_gain``, ...).
-            form (str): what the Modifier writes for discrete actions.
+            form (str): of discrete actions. ``"perturbation"``: Eq. 12. ``"temperature"``: the
+                Modifier writes a temperature. ``"mixture"``: a mixture of several Eq. 12, as many
+                as ``modifier_kwargs["num_components"]`` says (16 if it does not).
             state_key (NestedKey): where the environment writes its state.
             **kwargs: as for the class.
 
@@ -201,8 +209,16 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey,
         kwargs: Mapping[str, Any],
     ) -> AgentMixerPolicy:
-        if form not in ("perturbation", "temperature"):
-            raise ValueError(f"expected `form` 'perturbation' or 'temperature', got {form!r}.")
+        if form not in get_args(DiscreteForm):
+            raise ValueError(f"expected `form` in {get_args(DiscreteForm)}, got {form!r}.")
+        if form == "mixture":
+            modifier_kwargs = {"num_components": 16, **(modifier_kwargs or {})}
+        components = (modifier_kwargs or {}).get("num_components", 0)
+        if (form == "mixture") != (components > 0):
+            raise ValueError(
+                "expected `num_components` >= 1 for `form` 'mixture' and 0 for others, got "
+                f"{components} for {form!r}."
+            )
         specs = [_modifier_group(group, actors, form) for group in groups]
         modifier = PolicyModifier(specs, state_size, **(modifier_kwargs or {}))
         return cls(groups, actors, modifier, state_key=state_key, **kwargs)
@@ -234,7 +250,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         return next((m for m in self.modules() if isinstance(m, IGCCoefficients)), None)
 
     def set_coefficients(self, **coefficients: float) -> None:
-        """Change ``temperature``, ``strength`` or ``consistency`` in place, for annealing.
+        """Change ``temperature``, ``strength``, ``consistency`` or, of a mixture,
+        ``modified_share`` in place, for annealing.
 
         Raises:
             ValueError: for another name, or for a policy without discrete actions.
@@ -264,7 +281,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 def _modifier_group(
     group: AgentGroup, actors: Sequence[TensorDictModuleBase], form: DiscreteForm
 ) -> ModifierGroup:
-    output = form if group.discrete else "scale"
+    per_agent = "perturbation" if form == "mixture" else form
+    output = per_agent if group.discrete else "scale"
     return ModifierGroup(
         n_agents=group.n_agents,
         params_dim=group.params_dim,
@@ -301,6 +319,8 @@ def _modifier_module(
         if spec.features_dim:
             in_keys.append(group.key("features"))
         out_keys.append(group.key(_output_name(spec)))
+    if modifier.num_components:
+        out_keys.append(COMPONENT_LOGITS_KEY)
     return TensorDictModule(modifier, in_keys=in_keys, out_keys=out_keys)
 
 
@@ -320,6 +340,9 @@ def _joint_module(
         if group.discrete:
             leaves = ["logits", "strength", "consistency", "temperature"]
             leaves += ["perturbation"] if spec.output == "perturbation" else []
+            if modifier.num_components:
+                leaves.append("modified_share")
+                in_keys[f"{group.name}.component_logits"] = COMPONENT_LOGITS_KEY
             in_keys |= {f"{group.name}.{leaf}": group.key(leaf) for leaf in leaves}
             if group.masked:
                 in_keys[f"{group.name}.mask"] = group.key("action_mask")
@@ -330,9 +353,12 @@ def _joint_module(
             kwargs[group.name] = {"validate_args": options["validate_args"]} | action_bounds(
                 group, distribution
             )
-    builder = GroupedDistributionBuilder(
-        {group.name: distribution_class(group, distribution) for group in groups}, kwargs
-    )
+    classes: dict[str, type] = {
+        group.name: distribution_class(group, distribution) for group in groups
+    }
+    if modifier.num_components:
+        classes = dict.fromkeys(classes, IGCMixture)
+    builder = GroupedDistributionBuilder(classes, kwargs)
     return probabilistic_module(groups, in_keys, builder, LOG_PROB_KEY)
 
 

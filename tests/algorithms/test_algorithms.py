@@ -147,6 +147,77 @@ def test_exact_consistency_in_training():
     assert metrics["divergence"] > 0.01
 
 
+MIXTURE = {"form": "mixture", "num_components": 3, "epochs": 1}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_mixture_updates_from_a_ratio_of_one(share):
+    torch.manual_seed(0)
+    env = make_env("grid/predator_prey", num_envs=6, seed=0)
+    config = {**MIXTURE, "modified_share": share, "head_gain": 2.0}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, config)
+    assert algorithm.policy.modifier.num_components == 3
+    before = {key: value.clone() for key, value in algorithm.named_parameters()}
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["modified_share"] == share
+    assert metrics["divergence"] > 1e-3
+    moved = [key for key, value in algorithm.named_parameters() if (value != before[key]).any()]
+    for part in ("policy.module.0", "component_head.weight", "heads.0.weight", "critic"):
+        assert any(part in key for key in moved), part
+
+
+def test_modified_share_follows_frames_to_the_product():
+    env = make_env("matrix/climbing", num_envs=10)
+    share = {"start": 1.0, "end": 0.0, "until": 0.5}
+    algorithm = make_algorithm("agent_mixer", env, 100, {**MIXTURE, "modified_share": share})
+    seen = []
+    for _ in range(8):
+        batch = collect(env, algorithm.policy, steps=1)
+        seen.append(batch["agents", "modified_share"].mean().item())
+        metrics = algorithm.update(batch)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0], abs=1e-6)
+    assert metrics["modified_share"] == 0.0
+    assert metrics["divergence"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["team_mode_agreement"] == 1.0
+
+
+def test_annealed_mixture_ends_as_the_product():
+    env = make_env("grid/predator_prey", num_envs=8, seed=0)
+    config = {**MIXTURE, "strength": {"start": 1.0, "end": 0.0, "until": 0.5}, "head_gain": 2.0}
+    algorithm = make_algorithm("agent_mixer", env, 2 * 64, config)
+    algorithm.update(collect(env, algorithm.policy))
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert metrics["divergence"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["mode_agreement"] == 1.0
+
+
+def test_mixture_solves_a_coordination_game():
+    torch.manual_seed(0)
+    env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
+    config = {
+        **MIXTURE,
+        "lr": 5e-3,
+        "epochs": 4,
+        "strength": {"start": 1.0, "end": 0.0, "until": 0.7},
+    }
+    algorithm = make_algorithm("agent_mixer", env, 60 * 200, config)
+    for _ in range(60):
+        algorithm.update(collect(env, algorithm.policy, steps=1))
+    for policy in (algorithm.policy, algorithm.execution_policy):
+        assert env.rollout(1, policy)["next", "reward"].mean().item() > 0.9
+
+
+@pytest.mark.parametrize("form", ["perturbation", "mixture"])
+def test_components_are_of_a_mixture_alone(form):
+    env = make_env("matrix/climbing", num_envs=2)
+    algorithm = make_algorithm("agent_mixer", env, 100, {**MIXTURE, "form": form})
+    has_share = "modified_share" in algorithm.policy.coefficient_names
+    assert has_share == (algorithm.policy.modifier.num_components == 3) == (form == "mixture")
+
+
 @pytest.mark.parametrize("per", ["step", "episode"])
 def test_correlation_seed_trains(per):
     env = TransformedEnv(make_env("matrix/climbing", num_envs=8), CorrelationSeed(4, per=per))
@@ -199,3 +270,40 @@ def test_huber_loss_against_a_transcription():
     clipped = old + (value - old).clamp(-0.1, 0.1)
     expected = torch.max(huber(value - target), huber(clipped - target)).mean()
     assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["perturbation", "mixture"])
+def test_kl_pulls_against_the_diagnostics(form):
+    """The Modifier learns from the pull back alone; actors from both."""
+    env = make_env("grid/predator_prey", num_envs=6, seed=0)
+    options = {"form": form, "num_components": 3, "head_gain": 2.0}
+    for name in ("kl_to_individual", "kl_to_joint"):
+        torch.manual_seed(0)
+        algorithm = make_algorithm("agent_mixer", env, 10_000, {**options, name: 0.5})
+        data = collect(env, algorithm.policy).reshape(-1)
+        loss = algorithm.auxiliary_loss(data)
+        divergence = algorithm.diagnose(data)["divergence"]
+        assert divergence > 0.01
+        torch.testing.assert_close(loss.detach(), 0.5 * divergence)
+        loss.backward()
+        reached = any(p.grad is not None for p in algorithm.policy.modifier.parameters())
+        assert reached == (name == "kl_to_individual")
+        for actor in algorithm.policy.actors:
+            assert any(p.grad is not None and p.grad.any() for p in actor.parameters())
+
+
+@pytest.mark.parametrize(("name", "steps"), [("kl_to_joint", 60), ("kl_to_individual", 60)])
+def test_kl_pulls_close_the_gap(name, steps):
+    torch.manual_seed(0)
+    env = make_env("matrix/climbing", num_envs=64)
+    options = {"head_gain": 2.0, "lr": 1e-2, "lr_modifier": 1e-2, "epochs": 1}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, {**options, name: 100.0})
+    first = algorithm.diagnose(collect(env, algorithm.policy).reshape(-1))["divergence"]
+    for _ in range(steps):
+        metrics = algorithm.update(collect(env, algorithm.policy, 1))
+    assert metrics["divergence"] < 0.1 * first
+
+
+def test_no_pull_costs_nothing():
+    algorithm = make_algorithm("agent_mixer", make_env("matrix/climbing", num_envs=4), 10_000)
+    assert algorithm.auxiliary_loss(algorithm.policy.modifier) == 0.0

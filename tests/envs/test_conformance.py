@@ -28,8 +28,10 @@ def _named(name: str, **options) -> Build:
 BUILDERS: dict[str, Build] = {
     "matrix/climbing": _named("matrix/climbing"),
     "matrix/penalty": _named("matrix/penalty", k=-100.0),
+    "matrix/stag_hunt": _named("matrix/stag_hunt"),
     "matrix four agents": lambda **kwargs: MatrixGameEnv(_payoff(3, 3, 3, 3), **kwargs),
     "matrix masked": lambda **kwargs: MatrixGameEnv(_payoff(2, 4, 3), **kwargs),
+    "grid/bridge_crossing": _named("grid/bridge_crossing"),
     "grid/predator_prey": _named("grid/predator_prey", penalty=-1.0),
     "grid crowded": lambda **kwargs: PredatorPreyGridEnv(
         **{"grid_size": 4, "n_predators": 3, "n_prey": 2, "view": 3, **kwargs}

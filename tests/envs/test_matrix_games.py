@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from torchrl_agentmixer.envs import MatrixGameEnv, climbing, make_env, penalty
+from torchrl_agentmixer.envs import MatrixGameEnv, climbing, make_env, penalty, stag_hunt
 
 
 def _played(env: MatrixGameEnv, actions: torch.Tensor) -> torch.Tensor:
@@ -33,6 +33,15 @@ def test_the_papers_payoffs():
     assert penalty(-50).tolist() == [[-50, 0, 10], [0, 2, 0], [10, 0, -50]]
     assert torch.equal(make_env("matrix/climbing").payoff, climbing())
     assert torch.equal(make_env("matrix/penalty", k=-7).payoff, penalty(-7))
+
+
+def test_stag_hunt_by_hand():
+    payoff = stag_hunt(4)
+    assert torch.equal(make_env("matrix/stag_hunt").payoff, payoff)
+    for joint in itertools.product((0, 1), repeat=4):
+        hunters = joint.count(0)
+        expected = 10 if hunters == 4 else (4 - hunters) - 5 * hunters
+        assert payoff[joint] == expected
 
 
 def test_agents_with_different_numbers_of_actions_get_a_mask():

@@ -79,6 +79,7 @@ def _plus(cell: Cell, move: int) -> Cell:
 def _read(env: PredatorPreyGridEnv, state: torch.Tensor) -> tuple[list, list, float]:
     """Predators, prey and time of one environment, from its state."""
     n, m = env.n_agents, env.n_prey
+    state = state[n * env._view_cells :]
     cells = (state[: 2 * (n + m)] * (env.grid_size - 1)).round().long().unflatten(0, (-1, 2))
     cells = [tuple(cell) for cell in cells.tolist()]
     alive = state[2 * (n + m) : -1].bool().tolist()
@@ -162,8 +163,16 @@ def test_two_predators_catch():
     after = _step(env, [RIGHT, STAY])  # the first arrives in this very step
     assert after["reward"].item() == pytest.approx(9.99)
     assert after["terminated"].item()
-    assert after["state"][0, 4:7].tolist() == [0, 0, 0]
+    assert after["state"][0, 54:57].tolist() == [0, 0, 0]
     assert not after["agents", "observation"][..., 2:27].any()
+
+
+def test_state_holds_every_view():
+    env = PredatorPreyGridEnv(num_envs=7, n_predators=3, view=3, seed=0)
+    data = env.rollout(20)
+    views = data["agents", "observation"][..., 2:-1]
+    assert views.any()
+    assert torch.equal(data["state"][..., : 3 * 9], views.flatten(-2))
 
 
 def test_diagonal_is_not_next_to():

@@ -11,7 +11,14 @@ import torch
 import torchrl_agentmixer.envs as envs
 from torchrl_agentmixer.envs import MatrixGameEnv, available_envs, make_env, register_env, registry
 
-NAMES = ["grid/predator_prey", "matrix/climbing", "matrix/penalty", "vmas/predator_prey"]
+NAMES = [
+    "grid/bridge_crossing",
+    "grid/predator_prey",
+    "matrix/climbing",
+    "matrix/penalty",
+    "matrix/stag_hunt",
+    "vmas/predator_prey",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +52,7 @@ def test_unknown_names(name, nearest):
     [
         ("matrix/penalty", "K", "k"),
         ("matrix/climbing", "k", "none"),
+        ("grid/bridge_crossing", "small_probs", "did you mean 'small_prob'.*max_steps"),
         ("grid/predator_prey", "penlty", "did you mean 'penalty'.*view"),
         ("vmas/predator_prey", "n_pray", "did you mean 'n_prey'.*view_radius"),
         ("vmas/balance", "n_agent", "not used by the scenario"),
@@ -58,6 +66,7 @@ def test_unknown_options(name, option, accepted):
 
 
 def test_options_reach_the_environment():
+    assert make_env("grid/bridge_crossing", small_prob=0.6).small_prob == 0.6
     assert make_env("grid/predator_prey", n_predators=3).n_agents == 3
     assert make_env("matrix/penalty", k=-3.0).payoff.min() == -3
 

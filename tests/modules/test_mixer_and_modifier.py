@@ -75,6 +75,11 @@ def modifier_by_hand(modifier, state, per_group, seed=None):
         elif group.output == "temperature":
             x = torch.log(1 + torch.exp(x) * (math.e - 1)).clamp(min=1e-2)
         outputs.append(x)
+    if modifier.num_components:
+        of_team = sum(mixed.unbind(-2)) / n_agents
+        weights = linear(of_team, p["component_head.weight"], p["component_head.bias"])
+        rows = outputs[0].split(modifier.groups[0].out_dim, -1)
+        return torch.stack(rows, -2), weights
     return tuple(outputs)
 
 
@@ -211,6 +216,42 @@ def test_modifier_is_its_transcription(batch, team, seed_dim):
         assert output.shape == (*batch, group.n_agents, group.out_dim)
 
 
+@BATCHES
+@pytest.mark.parametrize("team", ["no features", "fifty agents"])
+@pytest.mark.parametrize("num_components", [1, 4])
+def test_components_and_their_weights(batch, team, num_components):
+    modifier = build(team, num_components=num_components, seed_dim=4)
+    state, seed, groups = inputs(team, batch, seed_dim=4)
+    perturbation, weights = modifier(*flat(state, seed, groups))
+    (group,) = TEAMS[team]
+    assert perturbation.shape == (*batch, group.n_agents, num_components, group.out_dim)
+    assert weights.shape == (*batch, num_components)
+    expected = modifier_by_hand(modifier, state, groups, seed)
+    torch.testing.assert_close((perturbation, weights), expected)
+
+
+def test_components_weights_read_every_agent_and_train():
+    modifier = build("no features", num_components=4)
+    state, seed, groups = inputs("no features", (2,))
+    _, before = modifier(*flat(state, seed, groups))
+    for agent in range(3):
+        changed = groups[0][0].clone()
+        changed[:, agent, 0] += 1.0
+        _, after = modifier(state, changed)
+        assert ((before - after).abs().amax(-1) > 1e-9).all()
+    before.sum().backward()
+    for name, parameter in modifier.named_parameters():
+        if not name.startswith("heads"):
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_components_are_nearly_equally_likely_at_first():
+    modifier = PolicyModifier(TEAMS["no features"], 7, num_components=4, head_gain=2.0)
+    perturbation, weights = modifier(torch.randn(50, 7), torch.randn(50, 3, 5))
+    assert (weights.softmax(-1) - 0.25).abs().max() < 0.05
+    assert perturbation.std(-2).min() > 1e-3  # and no two of them alike
+
+
 def test_params_may_come_in_several_parts():
     modifier = build("one group")
     state, _, ((params, features),) = inputs("one group", (5,))
@@ -339,6 +380,11 @@ def test_construction_errors():
         PolicyModifier([], 7)
     with pytest.raises(ValueError, match="`state_dim` >= 1, got 0"):
         PolicyModifier(TEAMS["one group"], 0)
+    for team in ("three groups", "one group", "one agent"):
+        with pytest.raises(ValueError, match=r"one group with output 'perturbation'.*\['"):
+            PolicyModifier(TEAMS[team], 7, num_components=2)
+    with pytest.raises(ValueError, match="`num_components` >= 0, got -1"):
+        PolicyModifier(TEAMS["no features"], 7, num_components=-1)
     for name in ("n_agents", "params_dim", "out_dim"):
         sizes = {"n_agents": 2, "params_dim": 3, "out_dim": 3, name: 0}
         with pytest.raises(ValueError, match=f"`{name}` >= 1, got 0"):

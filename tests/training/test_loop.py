@@ -9,6 +9,7 @@ import torch
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import Transform
 
+from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.reporting import plot_learning_curve, read_metrics, results_table
@@ -36,8 +37,9 @@ def test_writes_metrics_evaluations_and_parameters(tmp_path):
     metrics = read_metrics(run.path)
     assert metrics["frames"] == [40, 80, 120]
     assert row["frames"] == 120
-    evaluated = [value is not None for value in metrics["eval_return"]]
-    assert evaluated == [False, True, True]
+    for name in ("eval_return", "eval_joint_score", "eval_individual_score"):
+        evaluated = [value is not None for value in metrics[name]]
+        assert evaluated == [False, True, True]
     for name in (
         "entropy",
         "ratio",
@@ -165,6 +167,19 @@ def test_evaluation_against_a_loop_over_environments():
                 break
         assert result.returns[i].item() == pytest.approx(total, abs=1e-4)
         assert result.lengths[i].item() == length
+
+
+def test_evaluation_by_modes_or_by_samples():
+    """A policy whose mode earns 0 and whose samples often earn 1."""
+    env = MatrixGameEnv(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), num_envs=400)
+    policy = AgentMixerPolicy.from_env(env)
+    for module in policy.actors:
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    individual = policy.decentralized(deterministic=False)
+    assert evaluate(individual, env, max_steps=1).score == 0.0
+    sampled = evaluate(individual, env, max_steps=1, deterministic=False).score
+    assert sampled == pytest.approx(0.75, abs=0.1)
 
 
 def test_evaluation_leaves_the_global_generator_alone():

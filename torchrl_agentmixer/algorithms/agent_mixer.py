@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch.distributions import kl_divergence
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.algorithms.ppo import (
@@ -23,6 +24,8 @@ from torchrl_agentmixer.groups import state_dim
 from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
+COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
+
 
 @dataclass(kw_only=True)
 class AgentMixerConfig(PPOConfig):
@@ -35,11 +38,18 @@ class AgentMixerConfig(PPOConfig):
         head_gain: gain of the Modifier's last layer; the authors use 0.01.
         seed_dim: width of the correlation seed, 0 for none (the paper's code).
         seed_per: draw the seed for each ``"step"`` or each ``"episode"``.
-        form: what the Modifier writes for discrete actions, ``"perturbation"`` (Eq. 12) or
-            ``"temperature"``.
-        temperature: tau of Eq. 12, a number or a :class:`Schedule`, as the next two.
+        form: of the joint policy of discrete actions: ``"perturbation"`` (Eq. 12),
+            ``"temperature"`` (the Modifier writes one) or ``"mixture"`` (of several Eq. 12, see
+            :class:`~torchrl_agentmixer.distributions.IGCMixture`).
+        num_components: of a mixture.
+        temperature: tau of Eq. 12, a number or a :class:`Schedule`, as the next three.
         strength: of the noise of Eq. 12; 1 is the paper's.
         consistency: 0 is the paper's, 1 keeps the individual modes exactly.
+        modified_share: beta of a mixture; the rest is the product of the individual policies.
+        kl_to_individual: weight of :math:`KL(\pi_\theta \| \pi_\phi)` in the loss, to the
+            individual policies as they are: pulls the joint policy back; a number or a schedule.
+        kl_to_joint: weight of the same divergence from the joint policy as it is: the individual
+            policies learn to imitate it (Eq. 7 without its mixture); a number or a schedule.
         noise_bound: c of Eq. 12.
         noise_gain: g of Eq. 12.
         margin: gap between the mode and what ``consistency`` clips, in nats.
@@ -54,9 +64,13 @@ class AgentMixerConfig(PPOConfig):
     seed_dim: int = 0
     seed_per: str = "step"
     form: str = "perturbation"
+    num_components: int = 16
     temperature: float | Schedule | Mapping[str, Any] = 1.0
     strength: float | Schedule | Mapping[str, Any] = 1.0
     consistency: float | Schedule | Mapping[str, Any] = 0.0
+    modified_share: float | Schedule | Mapping[str, Any] = 1.0
+    kl_to_individual: float | Schedule | Mapping[str, Any] = 0.0
+    kl_to_joint: float | Schedule | Mapping[str, Any] = 0.0
     noise_bound: float = 0.95
     noise_gain: float = 1.0
     margin: float = 1e-2
@@ -69,7 +83,7 @@ class AgentMixerConfig(PPOConfig):
             raise ValueError(f"expected `seed_per` 'step' or 'episode', got {self.seed_per!r}.")
         self.schedules = {
             name: _as_schedule(getattr(self, name))
-            for name in ("temperature", "strength", "consistency")
+            for name in (*COEFFICIENTS, "kl_to_individual", "kl_to_joint")
         }
 
 
@@ -105,6 +119,7 @@ class AgentMixer(PPOAlgorithm):
                 "seed_dim": config.seed_dim,
                 "channels": config.channels,
                 "num_blocks": config.num_blocks,
+                "num_components": config.num_components if config.form == "mixture" else 0,
                 "head_gain": config.head_gain,
                 "scale_bound": config.scale_bound,
                 "scale_gain": config.scale_gain,
@@ -126,6 +141,7 @@ class AgentMixer(PPOAlgorithm):
             config,
             policy=policy,
             execution_policy=policy.decentralized(),
+            individual_policy=policy.decentralized(deterministic=False),
             critic=critic,
             loss=loss,
             advantage=make_gae(critic, config),
@@ -145,6 +161,19 @@ class AgentMixer(PPOAlgorithm):
         for name, schedule in self.schedules.items():
             metrics[name] = torch.tensor(schedule(self.progress))
         return metrics
+
+    def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
+        """The two KL pulls between joint and individual policies, in nats."""
+        loss: torch.Tensor | float = 0.0
+        for name, joint_moves in (("kl_to_individual", True), ("kl_to_joint", False)):
+            weight = self.schedules[name](self.progress)
+            if weight:
+                with torch.set_grad_enabled(joint_moves):
+                    joint = self.policy.get_dist(minibatch.copy())
+                with torch.set_grad_enabled(not joint_moves):
+                    individual = self.individual_policy.get_dist(minibatch.copy())
+                loss = loss + weight * kl_divergence(joint, individual).mean()
+        return loss
 
     def on_progress(self, progress: float) -> None:
         if any(group.discrete for group in self.policy.groups):

@@ -70,6 +70,7 @@ class MAPPO(PPOAlgorithm):
             config,
             policy=policy,
             execution_policy=mode_policy(groups, actors, config.distribution),  # type: ignore[arg-type]
+            individual_policy=policy,
             critic=critic,
             loss=loss,
             advantage=advantage,

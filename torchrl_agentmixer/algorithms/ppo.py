@@ -127,12 +127,14 @@ class PPOAlgorithm(nn.Module):
     """One on-policy method: a policy to collect with, one to execute, and an update.
 
     Subclasses build the parts; the training loop sees ``policy``, ``execution_policy``,
-    ``update(batch) -> metrics`` and the state dict, and nothing else.
+    ``individual_policy``, ``update(batch) -> metrics`` and the state dict, and nothing else.
 
     Args:
         config (PPOConfig): hyperparameters.
         policy (TensorDictModuleBase): collects.
         execution_policy (TensorDictModuleBase): deployed; shares the policy's parameters.
+        individual_policy (TensorDictModuleBase): the same before its mode is taken: every agent
+            samples on its own.
         critic (TensorDictModuleBase): writes the value.
         loss (MAPPOLoss): on policy and critic.
         advantage (ValueEstimatorBase): writes advantage and value target.
@@ -146,6 +148,7 @@ class PPOAlgorithm(nn.Module):
         *,
         policy: TensorDictModuleBase,
         execution_policy: TensorDictModuleBase,
+        individual_policy: TensorDictModuleBase,
         critic: TensorDictModuleBase,
         loss: MAPPOLoss,
         advantage: ValueEstimatorBase,
@@ -156,6 +159,7 @@ class PPOAlgorithm(nn.Module):
         self.config = config
         self.policy = policy
         self.execution_policy = execution_policy
+        self.individual_policy = individual_policy
         self.critic = critic
         self.loss = loss
         self.advantage = advantage
@@ -203,6 +207,7 @@ class PPOAlgorithm(nn.Module):
     def _gradient_step(self, minibatch: TensorDictBase) -> TensorDict:
         losses = self.loss(minibatch)
         total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
+        total = total + self.auxiliary_loss(minibatch)
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters_in_use, self.config.max_grad_norm)
@@ -219,6 +224,10 @@ class PPOAlgorithm(nn.Module):
                 "grad_norm": norm,
             }
         ).detach()
+
+    def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
+        """What a method adds to the PPO losses of a flat minibatch; nothing by default."""
+        return 0.0
 
     def diagnose(self, data: TensorDictBase) -> TensorDict:
         """Metrics of the policy on a flat batch, after the update; none by default."""

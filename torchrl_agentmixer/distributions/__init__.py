@@ -7,12 +7,14 @@ from torchrl_agentmixer.distributions.grouped import (
     GroupedDistributionBuilder,
 )
 from torchrl_agentmixer.distributions.igc_categorical import IGCCategorical, gumbel_perturbation
+from torchrl_agentmixer.distributions.igc_mixture import IGCMixture
 from torchrl_agentmixer.distributions.igc_normal import IGCNormal, IGCTanhNormal
 
 __all__ = [
     "GroupedDistribution",
     "GroupedDistributionBuilder",
     "IGCCategorical",
+    "IGCMixture",
     "IGCNormal",
     "IGCTanhNormal",
     "gumbel_perturbation",

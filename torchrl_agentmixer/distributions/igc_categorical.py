@@ -16,6 +16,7 @@ Coefficient = float | torch.Tensor
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value > 0, "> 0"),
     "strength": (lambda value: value >= 0, ">= 0"),
+    "modified_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "consistency": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "margin": (lambda value: value > 0, "> 0"),
     "noise_bound": (lambda value: 0 < value < 1, "in (0, 1)"),
@@ -127,7 +128,8 @@ class IGCCategorical(Independent):
         validate_args: bool | None = None,
     ) -> None:
         _check_inputs(logits, perturbation, mask, joint, validate_args)
-        _check_coefficients(
+        check_coefficients(
+            "IGCCategorical",
             temperature=temperature,
             strength=strength,
             consistency=consistency,
@@ -136,17 +138,21 @@ class IGCCategorical(Independent):
         )
         self.joint = joint
         self.mask = mask
-        individual = _masked_log_softmax(logits, mask)
-        z = individual if mask is None else individual.masked_fill(~mask, 0.0)
-        if perturbation is not None:
-            noise = gumbel_perturbation(
-                perturbation, noise_bound=noise_bound, noise_gain=noise_gain
-            )
-            z = z + strength * noise
-        z = _keep_mode(z / temperature, individual, consistency, margin)
+        individual = masked_log_softmax(logits, mask)
+        z = joint_logits(
+            individual,
+            perturbation,
+            mask,
+            temperature,
+            strength,
+            consistency,
+            margin=margin,
+            noise_bound=noise_bound,
+            noise_gain=noise_gain,
+        )
         self.individual_logits = individual
         super().__init__(
-            Categorical(logits=_masked_log_softmax(z, mask), validate_args=False),
+            Categorical(logits=z, validate_args=False),
             int(joint),
             validate_args=False,
         )
@@ -187,12 +193,33 @@ class IGCCategorical(Independent):
         return new
 
 
-def _masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Log-probabilities; a forbidden action has the lowest finite number, so gradients exist."""
     if mask is None:
         return logits.log_softmax(-1)
     lowest = torch.finfo(logits.dtype).min
     return logits.masked_fill(~mask, lowest).log_softmax(-1).masked_fill(~mask, lowest)
+
+
+def joint_logits(
+    individual: torch.Tensor,
+    perturbation: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    temperature: Coefficient,
+    strength: Coefficient,
+    consistency: Coefficient,
+    *,
+    margin: float,
+    noise_bound: float,
+    noise_gain: float,
+) -> torch.Tensor:
+    """Logits of the joint policy around individual log-probabilities; all arguments broadcast."""
+    z = individual if mask is None else individual.masked_fill(~mask, 0.0)
+    if perturbation is not None:
+        noise = gumbel_perturbation(perturbation, noise_bound=noise_bound, noise_gain=noise_gain)
+        z = z + strength * noise
+    z = _keep_mode(z / temperature, individual, consistency, margin)
+    return z if mask is None else masked_log_softmax(z, mask)
 
 
 def _keep_mode(
@@ -205,7 +232,7 @@ def _keep_mode(
     """
     if not isinstance(consistency, torch.Tensor) and consistency == 0:
         return z
-    star = individual.argmax(-1, keepdim=True)
+    star = individual.argmax(-1, keepdim=True).expand(*z.shape[:-1], 1)
     relative = z - z.gather(-1, star).detach()
     clipped = torch.lerp(
         relative, relative.clamp(max=-margin), torch.as_tensor(consistency).to(relative)
@@ -247,9 +274,9 @@ def _check_inputs(
             )
 
 
-def _check_coefficients(**coefficients: Coefficient) -> None:
+def check_coefficients(owner: str, **coefficients: Coefficient) -> None:
     """Raise for numbers out of range; tensors are not looked at."""
     for name, value in coefficients.items():
         valid, expected = _RANGES[name]
         if not isinstance(value, torch.Tensor) and not valid(value):
-            raise ValueError(f"IGCCategorical: expected `{name}` {expected}, got {value}.")
+            raise ValueError(f"{owner}: expected `{name}` {expected}, got {value}.")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torchrl_agentmixer.envs.base import TeamEnv
+from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.correlation_seed import CorrelationSeed
-from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty
+from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.registry import available_envs, make_env, register_env
 
 __all__ = [
+    "BridgeCrossingEnv",
     "CorrelationSeed",
     "MatrixGameEnv",
     "PredatorPreyGridEnv",
@@ -22,6 +24,7 @@ __all__ = [
     "make_env",
     "penalty",
     "register_env",
+    "stag_hunt",
 ]
 
 

@@ -40,6 +40,30 @@ def penalty(k: float = -25.0) -> torch.Tensor:
     return torch.tensor([[float(k), 0.0, 10.0], [0.0, 2.0, 0.0], [10.0, 0.0, float(k)]])
 
 
+def stag_hunt(n_agents: int = 4, *, stag: float = 10.0, alone: float = -5.0) -> torch.Tensor:
+    """The team stag hunt: a stag takes all agents, each hunts it (0) or a hare (1).
+
+    Hares pay 1 each; the stag pays ``stag`` where all hunt it, else each of its hunters loses
+    ``-alone``. Agents that choose at random learn to hunt hares.
+
+    Args:
+        n_agents (int): players.
+
+    Keyword Args:
+        stag (float): team payoff where all hunt the stag.
+        alone (float): payoff of each hunter where some do not.
+
+    Examples:
+        >>> stag_hunt(2).tolist()
+        [[10.0, -4.0], [-4.0, 2.0]]
+    """
+    hunters = n_agents - torch.stack(
+        torch.meshgrid([torch.arange(2)] * n_agents, indexing="ij")
+    ).sum(0)
+    payoff = hunters * alone + (n_agents - hunters)
+    return torch.where(hunters == n_agents, stag, payoff)
+
+
 class MatrixGameEnv(TeamEnv):
     """A one-step game for any number of agents, who all receive ``payoff[a_1, ..., a_n]``.
 

@@ -33,8 +33,9 @@ class PredatorPreyGridEnv(TeamEnv):
 
     An agent observes ``[row, column, view * view cells, time]``, all in [0, 1]: its own position,
     a 1 wherever a living prey is in the square around it, and the share of ``max_steps`` that has
-    passed. The state is ``[row, column of each predator, of each prey, alive of each prey, time]``;
-    a prey that is gone has row and column 0.
+    passed. The state is ``[view * view cells of each predator, row, column of each predator, of
+    each prey, alive of each prey, time]``; a prey that is gone has row and column 0. (Without the
+    views a critic has to work out from coordinates who is next to whom, and learns far slower.)
 
     Keyword Args:
         num_envs (int): environments in the batch.
@@ -58,7 +59,7 @@ class PredatorPreyGridEnv(TeamEnv):
         >>> env = PredatorPreyGridEnv(num_envs=4, penalty=-1.0, seed=0)
         >>> rollout = env.rollout(3)
         >>> rollout["agents", "observation"].shape, rollout["state"].shape
-        (torch.Size([4, 3, 2, 28]), torch.Size([4, 3, 8]))
+        (torch.Size([4, 3, 2, 28]), torch.Size([4, 3, 58]))
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class PredatorPreyGridEnv(TeamEnv):
             n_predators,
             len(MOVES),
             view * view + 3,
-            2 * n_predators + 3 * n_prey + 1,
+            n_predators * (view * view + 2) + 3 * n_prey + 1,
             num_envs=num_envs,
             device=device,
             seed=seed,
@@ -220,7 +221,8 @@ class PredatorPreyGridEnv(TeamEnv):
         position = self._position[self._cells]  # [N, n + n_prey, 2]
         time = (self._time / self.max_steps)[:, None]
         observation = torch.cat([position[:, :n], view, time[:, None].expand(-1, n, 1)], -1)
-        state = torch.cat([position.flatten(1), (prey != _GONE).float(), time], -1)
+        alive = (prey != _GONE).float()
+        state = torch.cat([view.flatten(1), position.flatten(1), alive, time], -1)
         return observation, state
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:

@@ -12,7 +12,8 @@ import torch
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty
+from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
+from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
 from torchrl_agentmixer.envs.optional import require_vmas
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 
@@ -29,6 +30,10 @@ def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
 
 def _penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) -> EnvBase:
     return MatrixGameEnv(penalty(k), num_envs=num_envs, device=device, seed=seed)
+
+
+def _stag_hunt(num_envs: int, device: Device, seed: int | None, n_agents: int = 4) -> EnvBase:
+    return MatrixGameEnv(stag_hunt(n_agents), num_envs=num_envs, device=device, seed=seed)
 
 
 def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
@@ -52,9 +57,11 @@ def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
 
 
 _BUILDERS: dict[str, Builder] = {
+    "grid/bridge_crossing": BridgeCrossingEnv,
     "grid/predator_prey": PredatorPreyGridEnv,
     "matrix/climbing": _climbing,
     "matrix/penalty": _penalty,
+    "matrix/stag_hunt": _stag_hunt,
     "vmas/predator_prey": _vmas_predator_prey,
 }
 

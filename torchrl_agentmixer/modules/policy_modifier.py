@@ -78,6 +78,9 @@ class PolicyModifier(nn.Module):
         seed_dim (int): width ``w`` of a shared random seed, 0 for none (the paper's code).
         channels (int): token width ``d``.
         num_blocks (int): number ``L`` of mixer blocks.
+        num_components (int): 0, or how many perturbations to write for each agent, and as many
+            log-weights for the team: what
+            :class:`~torchrl_agentmixer.distributions.IGCMixture` reads.
         head_gain (float): gain of the heads' orthogonal initialization. The authors use 0.01;
             it sets how far the joint policy deviates at first.
         scale_bound (float): ``c`` of a ``"scale"`` output.
@@ -103,6 +106,7 @@ class PolicyModifier(nn.Module):
         seed_dim: int = 0,
         channels: int = 64,
         num_blocks: int = 1,
+        num_components: int = 0,
         head_gain: float = 1.0,
         scale_bound: float = 0.75,
         scale_gain: float = 0.3,
@@ -112,7 +116,7 @@ class PolicyModifier(nn.Module):
             raise ValueError("PolicyModifier: expected at least one group of agents, got none.")
         sizes = {"state_dim": state_dim, "channels": channels, "num_blocks": num_blocks}
         least = {"state_dim": 1, "channels": 1}
-        for name, size in {**sizes, "seed_dim": seed_dim}.items():
+        for name, size in {**sizes, "seed_dim": seed_dim, "num_components": num_components}.items():
             if size < least.get(name, 0):
                 raise ValueError(
                     f"PolicyModifier: expected `{name}` >= {least.get(name, 0)}, got {size}."
@@ -122,7 +126,13 @@ class PolicyModifier(nn.Module):
                 "PolicyModifier: expected `scale_bound` and `scale_gain` > 0, got "
                 f"{scale_bound} and {scale_gain}."
             )
+        if num_components and (len(groups) > 1 or groups[0].output != "perturbation"):
+            raise ValueError(
+                "PolicyModifier: expected one group with output 'perturbation' for "
+                f"`num_components` > 0, got {[group.output for group in groups]}."
+            )
         self.groups = tuple(groups)
+        self.num_components = num_components
         self.state_dim = state_dim
         self.seed_dim = seed_dim
         self.scale_bound = scale_bound
@@ -139,12 +149,17 @@ class PolicyModifier(nn.Module):
         )
         self.blocks = nn.Sequential(*(MixerBlock(n_agents, channels) for _ in range(num_blocks)))
         self.norm = nn.LayerNorm(channels)
-        self.heads = nn.ModuleList(nn.Linear(channels, group.out_dim) for group in groups)
+        self.heads = nn.ModuleList(
+            nn.Linear(channels, max(1, num_components) * group.out_dim) for group in groups
+        )
+        self.component_head = nn.Linear(channels, num_components) if num_components else None
         self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents), persistent=False)
 
         orthogonal_(self, gain=math.sqrt(2))
         orthogonal_(self.heads, gain=head_gain)
+        if self.component_head is not None:
+            orthogonal_(self.component_head, gain=0.01)
 
     @staticmethod
     def _encoder(in_dim: int, channels: int) -> nn.Sequential:
@@ -160,7 +175,8 @@ class PolicyModifier(nn.Module):
                 axes add up to ``params_dim``, and last its features, if it has any.
 
         Returns:
-            tuple of Tensor: ``[*B, n_agents, out_dim]`` for each group.
+            tuple of Tensor: ``[*B, n_agents, out_dim]`` for each group; with components
+            ``[*B, n_agents, num_components, out_dim]``, and ``[*B, num_components]``.
         """
         self._check("state", state, (self.state_dim,))
         remaining = list(inputs)
@@ -196,10 +212,14 @@ class PolicyModifier(nn.Module):
             )
         mixed = self.norm(self.blocks(torch.cat(tokens, -2)))  # [*B, n_total, d]
         per_group = mixed.split([group.n_agents for group in self.groups], dim=-2)
-        return tuple(
+        outputs = tuple(
             self._output(group, head(x))
             for group, head, x in zip(self.groups, self.heads, per_group, strict=True)
         )
+        if self.component_head is None:
+            return outputs
+        perturbation = outputs[0].unflatten(-1, (self.num_components, -1))
+        return perturbation, self.component_head(mixed.mean(-2))
 
     def _output(self, group: ModifierGroup, x: torch.Tensor) -> torch.Tensor:
         if group.output == "scale":

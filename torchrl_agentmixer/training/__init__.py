@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate, record_gif
 from torchrl_agentmixer.training.loop import Algorithm, LoopConfig, train
+from torchrl_agentmixer.training.memory import keep_freed_memory
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LoopConfig",
     "RunDirectory",
     "evaluate",
+    "keep_freed_memory",
     "record_gif",
     "train",
 ]

@@ -41,8 +41,15 @@ class Evaluation:
         }
 
 
-def evaluate(policy: PolicyCallable, env: EnvBase, *, max_steps: int, seed: int = 0) -> Evaluation:
-    """Run one episode in each environment of a batch; deterministic where the policy can be.
+def evaluate(
+    policy: PolicyCallable,
+    env: EnvBase,
+    *,
+    max_steps: int,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Run one episode in each environment of a batch.
 
     The global random generator is left as it was, so that evaluating more or less often does not
     change a training run.
@@ -55,6 +62,7 @@ def evaluate(policy: PolicyCallable, env: EnvBase, *, max_steps: int, seed: int 
     Keyword Args:
         max_steps (int): steps after which an unfinished episode counts as it is.
         seed (int): of the environment and the generator; the same episodes every time.
+        deterministic (bool): act by the mode, where the policy is a distribution; else sample it.
 
     Examples:
         >>> from torchrl_agentmixer import AgentMixerPolicy
@@ -67,7 +75,8 @@ def evaluate(policy: PolicyCallable, env: EnvBase, *, max_steps: int, seed: int 
     with torch.random.fork_rng(), torch.no_grad():
         env.set_seed(seed)
         torch.manual_seed(seed)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
+        exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+        with set_exploration_type(exploration):
             rollout = env.rollout(max_steps, policy, break_when_any_done=False)
     done = rollout["next", "done"].squeeze(-1)  # [num_envs, T]
     finished_before = done.cumsum(-1) - done.long()

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 
-from torchrl_agentmixer.training.evaluation import evaluate
+from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
 
@@ -24,6 +24,7 @@ class Algorithm(Protocol):
 
     policy: TensorDictModuleBase
     execution_policy: TensorDictModuleBase
+    individual_policy: TensorDictModuleBase
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Learn from trajectories ``[num_envs, steps]``; return metrics."""
@@ -70,8 +71,9 @@ def train(
     """Train; write ``metrics.csv``, ``evaluation.csv`` and ``algorithm.pt`` to the run directory.
 
     Evaluation runs ``algorithm.execution_policy``, the decentralized one, in environments of its
-    own, and beside it the joint policy's own mode, to show what decentralization costs
-    (``eval_`` and ``eval_joint_`` columns).
+    own, and beside it the joint policy's own mode and the individual policies as they are, sampled,
+    to show what decentralization costs (``eval_``, ``eval_joint_`` and ``eval_individual_``
+    columns).
 
     Args:
         algorithm (Algorithm): a method.
@@ -154,12 +156,28 @@ def _evaluations(
 ) -> dict[str, float | None]:
     names = ("return", "score", "length")
     if not evaluating:
-        return {f"{prefix}_{name}": None for prefix in ("eval", "eval_joint") for name in names}
-    options = {"max_steps": config.eval_steps, "seed": config.eval_seed}
-    decentralized = evaluate(algorithm.execution_policy, eval_env, **options)
-    joint = evaluate(algorithm.policy, eval_env, **options)
+        return {
+            f"{prefix}_{name}": None
+            for prefix in ("eval", "eval_joint", "eval_individual")
+            for name in names
+        }
+
+    def run_episodes(policy: TensorDictModuleBase, deterministic: bool = True) -> Evaluation:
+        return evaluate(
+            policy,
+            eval_env,
+            max_steps=config.eval_steps,
+            seed=config.eval_seed,
+            deterministic=deterministic,
+        )
+
+    decentralized = run_episodes(algorithm.execution_policy)
     run.log_episodes(frames, decentralized)
-    return {**decentralized.metrics("eval"), **joint.metrics("eval_joint")}
+    return {
+        **decentralized.metrics("eval"),
+        **run_episodes(algorithm.policy).metrics("eval_joint"),
+        **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
+    }
 
 
 def _check_finite(batch: TensorDictBase, frames: int) -> None:

@@ -1,0 +1,229 @@
+"""A grid of candidates, environments and seeds, resumed where it was stopped; CSV, tables, plots.
+
+    python benchmarks/study.py benchmarks/studies/joint_policy.yaml --out runs/joint_policy
+    python benchmarks/study.py benchmarks/studies/joint_policy.yaml --out runs/joint_policy \\
+        --report docs/results/joint_policy
+
+A study is a list of experiments, done in order, so that the first ones are complete if time runs
+out; each crosses its environments with its candidates and seeds. Environments and candidates are
+lists of overrides of ``examples/train.py``, which is what runs. A run that is complete lies at
+``<out>/<environment>/<candidate>/<seed>``; one that was stopped is begun again. The report holds
+every seed: a tidy CSV with every evaluation, a table for each environment, and its curves. The
+first candidate of an environment is the one that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.multiprocessing import get_context
+
+from torchrl_agentmixer.reporting import read_metrics
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# Columns of a run's metrics, and what tables and plots call them.
+COLUMNS = {
+    "eval_score": "decentralized modes",
+    "eval_joint_score": "joint mode",
+    "eval_individual_score": "individual, sampled",
+    "score": "joint, sampled",
+    "mode_agreement": "mode agreement",
+    "team_mode_agreement": "team mode agreement",
+    "divergence": "KL(joint, product)",
+    "entropy": "entropy",
+}
+TABLE = ("eval_score", "eval_joint_score", "eval_individual_score", "mode_agreement")
+CURVES = (*TABLE[:3], "mode_agreement", "divergence", "entropy")
+FIXED = ("plots=false", "num_threads=1")
+
+
+class Job(NamedTuple):
+    """One run: where it goes, and its overrides."""
+
+    environment: str
+    candidate: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    def folder(self, out: Path) -> Path:
+        return out / self.environment / self.candidate / str(self.seed)
+
+
+def read_study(path: Path) -> list[Job]:
+    """All runs: experiment by experiment, and in each seed by seed."""
+    jobs = [
+        Job(environment, candidate, seed, (*where, *what, f"seed={seed}", *FIXED))
+        for experiment in yaml.safe_load(path.read_text())
+        for seed in range(experiment["seeds"])
+        for environment, where in experiment["environments"].items()
+        for candidate, what in experiment["candidates"].items()
+    ]
+    names = [job[:3] for job in jobs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise SystemExit(f"{path}: expected every run once, got {sorted(twice)} more than once.")
+    return jobs
+
+
+def run(job: Job, out: Path) -> str:
+    """Do one run in a folder of its own, which gets its name when it is complete."""
+    sys.path.insert(0, str(EXAMPLES))
+    import train
+    from hydra import compose, initialize_config_dir
+
+    folder = job.folder(out)
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with initialize_config_dir(str(EXAMPLES.resolve() / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(job.overrides))
+    last = train.run(config, unfinished)
+    unfinished.rename(folder)
+    return f"{job.environment}, {job.candidate}, seed {job.seed}: {last['eval_score']:.4g}"
+
+
+def collect(jobs: list[Job], out: Path) -> list[dict]:
+    """A row for each evaluation of each complete run."""
+    rows = []
+    for job in jobs:
+        if not job.folder(out).exists():
+            continue
+        metrics = read_metrics(job.folder(out))
+        for i, score in enumerate(metrics["eval_score"]):
+            if score is not None:
+                values = {name: metrics[name][i] if name in metrics else None for name in COLUMNS}
+                frames = metrics["frames"][i]
+                rows.append({**job._asdict(), "frames": frames, **values})
+                del rows[-1]["overrides"]
+    return rows
+
+
+def histories(rows: list[dict], environment: str) -> dict[str, list[list[dict]]]:
+    """Each candidate's seeds, each a list of evaluations."""
+    found: dict[str, dict[int, list[dict]]] = {}
+    for row in rows:
+        if row["environment"] == environment:
+            seeds = found.setdefault(row["candidate"], {})
+            seeds.setdefault(row["seed"], []).append(row)
+    return {name: [seeds[seed] for seed in sorted(seeds)] for name, seeds in found.items()}
+
+
+def probability_of_improvement(
+    x: np.ndarray, y: np.ndarray, *, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """P(X > Y), ties counted half, with a 95 % bootstrap interval over seeds."""
+
+    def estimate(a: np.ndarray, b: np.ndarray) -> float:
+        difference = a[:, None] - b
+        return float(((difference > 1e-6) + 0.5 * (abs(difference) <= 1e-6)).mean())
+
+    rng = np.random.default_rng(0)
+    draws = [estimate(rng.choice(x, len(x)), rng.choice(y, len(y))) for _ in range(resamples)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return estimate(x, y), float(low), float(high)
+
+
+def table(rows: list[dict], environment: str) -> str:
+    """The last evaluation of every seed of every candidate, in Markdown."""
+    candidates = histories(rows, environment)
+    first = next(iter(candidates))
+    header = ["candidate", *(COLUMNS[name] for name in TABLE), f"P(improves on {first})"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    last = {name: [history[-1] for history in seeds] for name, seeds in candidates.items()}
+    for name, seeds in last.items():
+        cells = [name]
+        for column in TABLE:
+            values = [row[column] for row in seeds if row[column] is not None]
+            listed = " ".join(f"{value:.3g}" for value in values)
+            cells.append(f"{listed}; **{np.mean(values):.3f}**" if values else "")
+        scores, baseline = (
+            np.array([row["eval_score"] for row in last[which]]) for which in (name, first)
+        )
+        improvement = probability_of_improvement(scores, baseline)
+        cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*improvement) if name != first else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], environment: str, path: Path) -> None:
+    """Curves over frames: seeds thin, their mean thick."""
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 3, sharex=True)
+    for axes, column in zip(panels.flat, CURVES, strict=True):
+        for color, (name, seeds) in enumerate(histories(rows, environment).items()):
+            curves = [
+                [(row["frames"], row[column]) for row in history if row[column] is not None]
+                for history in seeds
+            ]
+            curves = [curve for curve in curves if curve]
+            if not curves:
+                continue
+            for curve in curves:
+                axes.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=0.5, alpha=0.35)
+            common = min(map(len, curves))
+            mean = np.mean([curve[:common] for curve in curves], axis=0)
+            label = f"{name} ({len(curves)})"
+            axes.plot(mean[:, 0], mean[:, 1], color=f"C{color}", linewidth=2, label=label)
+        axes.set_title(COLUMNS[column], fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{environment}: team reward per step and diagnostics over frames")
+    figure.savefig(path, dpi=90)
+
+
+def report(jobs: list[Job], out: Path, target: Path) -> None:
+    """Write the CSV, tables and plots of what is complete."""
+    rows = collect(jobs, out)
+    if not rows:
+        raise SystemExit(f"{out}: expected complete runs of this study, found none.")
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / "evaluations.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
+    tables = []
+    for environment in dict.fromkeys(row["environment"] for row in rows):
+        plot(rows, environment, target / f"{environment}.png")
+        tables.append(f"### {environment}\n\n{table(rows, environment)}\n")
+    (target / "tables.md").write_text("\n".join(tables))
+    print("\n".join(tables))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--report", type=Path, help="no runs: report what is complete, there")
+    parser.add_argument("--only", nargs="+", default=[], help="environments or candidates")
+    arguments = parser.parse_args()
+    jobs = read_study(arguments.study)
+    if arguments.report:
+        report(jobs, arguments.out, arguments.report)
+        return
+    todo = [
+        (job, arguments.out)
+        for job in jobs
+        if not job.folder(arguments.out).exists()
+        and (not arguments.only or {job.environment, job.candidate} & set(arguments.only))
+    ]
+    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs complete or left out, {len(todo)} to do")
+    with get_context("spawn").Pool(arguments.processes) as pool:
+        results = [pool.apply_async(run, job) for job in todo]
+        for result in results:
+            print(result.get(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

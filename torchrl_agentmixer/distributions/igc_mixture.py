@@ -1,0 +1,243 @@
+"""A mixture of joint policies: agents correlated by which component all of them follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, register_kl
+
+from torchrl_agentmixer.distributions._validation import check_finite, should_validate
+from torchrl_agentmixer.distributions.igc_categorical import (
+    Coefficient,
+    IGCCategorical,
+    check_coefficients,
+    joint_logits,
+)
+
+# Teams with more joint actions than this are not enumerated.
+MAX_JOINT_ACTIONS = 256
+# In place of log 0 where terms are added: finite, so that gradients are.
+_LOWEST = -1e9
+
+
+class IGCMixture(MixtureSameFamily):
+    r"""Joint categorical policy that is a mixture of several, each as in Eq. 12.
+
+    .. math:: \pi_\theta(a) = (1 - \beta) \prod_i \pi_{\phi_i}(a_i)
+              + \beta \sum_m w_m \prod_i \pi_{\theta, m, i}(a_i)
+
+    Given the state, the paper's joint policy is a product over agents unless a random seed
+    :math:`\omega` reaches the Policy Modifier. Here :math:`\omega` is the component :math:`m`:
+    drawn once for the whole team, with weights :math:`w` that are learned and depend on the state,
+    and summed out exactly in ``log_prob``. Agents are truly correlated even in a one-state game.
+    The first component is the product of the individual policies, the others are
+    :class:`IGCCategorical` around the same logits, each with its own perturbation.
+    One perturbation and ``modified_share`` :math:`\beta < 1` is the mixture of a joint and an
+    individual policy (Eq. 6 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_); at
+    ``strength=0`` (and temperature 1, consistency 0), or ``modified_share=0``, it is the product.
+
+    Args:
+        logits (Tensor): individual logits, ``[*B, n_agents, n_actions]``.
+        perturbation (Tensor): the Policy Modifier's outputs :math:`x`,
+            ``[*B, n_agents, n_components, n_actions]``.
+        component_logits (Tensor): log-weights :math:`\log w` up to a constant,
+            ``[*B, n_components]``.
+        mask (Tensor, optional): ``True`` where an action is allowed, shape of ``logits``.
+        temperature, strength, consistency (float or Tensor): of every modified component, see
+            :class:`IGCCategorical`; ``consistency=1`` keeps the individual modes in all of them,
+            and so in the mixture.
+        modified_share (float or Tensor): :math:`\beta` in [0, 1]; as a tensor one number for each
+            agent like the other coefficients, broadcastable to ``[*B, n_agents, 1]``, of which the
+            first agent's is read.
+
+    Keyword Args:
+        margin, noise_bound, noise_gain, validate_args: as in :class:`IGCCategorical`.
+
+    Raises:
+        ValueError: as :class:`IGCCategorical`, and for component weights that do not fit.
+
+    Examples:
+        >>> import torch
+        >>> logits = torch.zeros(1, 2, 2)  # two agents that toss a coin each
+        >>> heads_or_tails = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])  # [n_components, n_actions]
+        >>> dist = IGCMixture(
+        ...     logits, heads_or_tails.expand(1, 2, 2, 2), torch.zeros(1, 2), strength=10.0
+        ... )
+        >>> both, apart = torch.tensor([[0, 0]]), torch.tensor([[0, 1]])
+        >>> dist.log_prob(both).exp().item() > 0.49, dist.log_prob(apart).exp().item() < 0.01
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        perturbation: torch.Tensor,
+        component_logits: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        temperature: Coefficient = 1.0,
+        strength: Coefficient = 1.0,
+        consistency: Coefficient = 0.0,
+        modified_share: Coefficient = 1.0,
+        *,
+        margin: float = 1e-2,
+        noise_bound: float = 0.95,
+        noise_gain: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        n_components = component_logits.shape[-1] if component_logits.ndim else 0
+        if (
+            n_components == 0
+            or perturbation.shape != (*logits.shape[:-1], n_components, *logits.shape[-1:])
+            or component_logits.shape[:-1] != logits.shape[:-2]
+        ):
+            raise ValueError(
+                "IGCMixture: expected `perturbation` [*B, n_agents, n_components, n_actions] and "
+                "`component_logits` [*B, n_components] with at least one component for `logits` of "
+                f"shape {tuple(logits.shape)}, got {tuple(perturbation.shape)} and "
+                f"{tuple(component_logits.shape)}."
+            )
+        check_coefficients(
+            "IGCMixture",
+            temperature=temperature,
+            strength=strength,
+            consistency=consistency,
+            modified_share=modified_share,
+            margin=margin,
+            noise_bound=noise_bound,
+        )
+        if should_validate(validate_args, logits):
+            check_finite("IGCMixture", "perturbation", perturbation)
+            check_finite("IGCMixture", "component_logits", component_logits)
+        self.product = IGCCategorical(logits, mask=mask, validate_args=validate_args)
+        self.mask = mask
+        modified = joint_logits(
+            self.product.individual_logits.unsqueeze(-3),
+            perturbation.movedim(-2, -3),  # [*B, m, n, K]
+            None if mask is None else mask.unsqueeze(-3),
+            _over_components(temperature),
+            _over_components(strength),
+            _over_components(consistency),
+            margin=margin,
+            noise_bound=noise_bound,
+            noise_gain=noise_gain,
+        )
+        share = torch.as_tensor(modified_share, dtype=logits.dtype, device=logits.device)
+        share = share.expand(*logits.shape[:-1], 1)[..., 0, :]  # [*B, 1]
+        weights = component_logits.log_softmax(-1)
+        weights = torch.cat(
+            [
+                (-share).log1p().clamp_min(_LOWEST),
+                weights + share.log().clamp_min(_LOWEST),
+            ],
+            -1,
+        )
+        every = torch.cat([self.product.logits.unsqueeze(-3), modified], -3)
+        super().__init__(
+            Categorical(logits=weights, validate_args=False),
+            Independent(Categorical(logits=every, validate_args=False), 1, validate_args=False),
+            validate_args=False,
+        )
+
+    @property
+    def n_joint_actions(self) -> int:
+        """``n_actions ** n_agents``."""
+        n_agents, n_actions = self.product.logits.shape[-2:]
+        return n_actions**n_agents
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Log-probabilities of each agent's actions in each component, ``[*B, m, n, K]``."""
+        return self.component_distribution.base_dist.logits  # type: ignore[attr-defined]
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:  # type: ignore[override]
+        """Joint actions ``[*sample_shape, *B, n_agents]``, of one component for all agents."""
+        shape = torch.Size(sample_shape)
+        with torch.no_grad():
+            drawn = self.mixture_distribution.sample(shape)[..., None, None, None]
+            logits = self.logits.expand(*shape, *self.logits.shape)
+            index = drawn.expand(*drawn.shape[:-2], *self.logits.shape[-2:])
+            return Categorical(
+                logits=logits.gather(-3, index).squeeze(-3), validate_args=False
+            ).sample()
+
+    @property
+    def individual_mode(self) -> torch.Tensor:
+        """The individual policies' modes, ``[*B, n_agents]``."""
+        return self.product.mode
+
+    @property
+    def mode(self) -> torch.Tensor:  # type: ignore[override]
+        """The most probable joint action, ``[*B, n_agents]``.
+
+        With more than ``MAX_JOINT_ACTIONS`` joint actions, the most probable one among the
+        components' modes. Ties, up to rounding, go to the individual modes.
+        """
+        if self.n_joint_actions <= MAX_JOINT_ACTIONS:
+            score, best = self._joint_log_probs().max(-1)
+            mode = self._joint_actions()[best]
+        else:
+            candidates = self.logits.argmax(-1).movedim(-2, 0)  # [m, *B, n]
+            score, best = self.log_prob(candidates).max(0)
+            index = best[None, ..., None].expand(1, *candidates.shape[1:])
+            mode = candidates.gather(0, index).squeeze(0)
+        individual = self.individual_mode
+        rounding = 8 * torch.finfo(score.dtype).eps * (1 + score.abs())
+        tied = self.log_prob(individual) >= score - rounding
+        return torch.where(tied.unsqueeze(-1), individual, mode)
+
+    @property
+    def deterministic_sample(self) -> torch.Tensor:
+        """The mode, ``[*B, n_agents]``."""
+        return self.mode
+
+    def entropy(self) -> torch.Tensor:
+        """Entropy of the joint action ``[*B]``, in nats.
+
+        With more than ``MAX_JOINT_ACTIONS`` joint actions, its lower bound: the components'
+        entropies, weighted.
+        """
+        if self.n_joint_actions <= MAX_JOINT_ACTIONS:
+            log_probs = self._joint_log_probs()
+            return -(log_probs.exp() * log_probs).sum(-1)
+        return (self.mixture_distribution.probs * self.component_distribution.entropy()).sum(-1)
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCMixture:
+        shape = torch.Size(batch_shape)
+        new = super().expand(shape, _instance=self.__new__(type(self)))
+        new.product = self.product.expand(shape)
+        new.mask = new.product.mask
+        return new
+
+    def _joint_actions(self) -> torch.Tensor:
+        """All joint actions, ``[n_actions ** n_agents, n_agents]``."""
+        n_agents, n_actions = self.product.logits.shape[-2:]
+        device = self.product.logits.device
+        index = torch.arange(self.n_joint_actions, device=device).unsqueeze(-1)
+        place = n_actions ** torch.arange(n_agents - 1, -1, -1, device=device)
+        return index // place % n_actions
+
+    def _joint_log_probs(self) -> torch.Tensor:
+        """Log-probability of every joint action, ``[*B, n_actions ** n_agents]``."""
+        joint = self.mixture_distribution.logits.clamp_min(_LOWEST).unsqueeze(-1)  # [*B, m, 1]
+        for agent in self.logits.clamp_min(_LOWEST).unbind(-2):
+            joint = (joint.unsqueeze(-1) + agent.unsqueeze(-2)).flatten(-2)
+        return joint.logsumexp(-2)
+
+
+def _over_components(coefficient: Coefficient) -> Coefficient:
+    """``[*B, n, 1]`` to ``[*B, 1, n, 1]``."""
+    many = isinstance(coefficient, torch.Tensor) and coefficient.ndim >= 2
+    return coefficient.unsqueeze(-3) if many else coefficient  # type: ignore[union-attr]
+
+
+@register_kl(IGCMixture, IGCCategorical)
+def _kl_mixture_product(p: IGCMixture, q: IGCCategorical) -> torch.Tensor:
+    """Exact, or with more than ``MAX_JOINT_ACTIONS`` joint actions its upper bound.
+
+    The bound is the components' KL, weighted. Only the entropy needs the joint actions: the
+    logarithm of a product is a sum over agents, and its mean one over their marginals.
+    """
+    weights = p.mixture_distribution.probs[..., None, None]
+    marginals = (weights * p.logits.exp()).sum(-3)  # [*B, n, K]
+    return -p.entropy() - (marginals * q.logits).sum((-2, -1))
