@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -213,16 +214,24 @@ def main() -> None:
         report(jobs, arguments.out, arguments.report)
         return
     todo = [
-        (job, arguments.out)
+        job
         for job in jobs
         if not job.folder(arguments.out).exists()
         and (not arguments.only or {job.environment, job.candidate} & set(arguments.only))
     ]
     print(f"{len(jobs) - len(todo)} of {len(jobs)} runs complete or left out, {len(todo)} to do")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the worker processes along
+    failed = 0
     with get_context("spawn").Pool(arguments.processes) as pool:
-        results = [pool.apply_async(run, job) for job in todo]
-        for result in results:
-            print(result.get(), flush=True)
+        results = [(job, pool.apply_async(run, (job, arguments.out))) for job in todo]
+        for job, result in results:
+            try:
+                print(result.get(), flush=True)
+            except Exception as error:
+                failed += 1
+                print(f"{job.folder(arguments.out)}: {type(error).__name__}: {error}", flush=True)
+    if failed:
+        raise SystemExit(f"{failed} of {len(todo)} runs failed; the others are complete.")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,18 @@ def test_study_runs_resumes_and_reports(tmp_path, study):
     assert (tmp_path / "report" / "climbing.png").stat().st_size > 1000
 
 
+def test_study_goes_on_after_a_run_that_fails(tmp_path, study):
+    study.write_text(study.read_text().replace("[algorithm=mappo]", "[algorithm=mapo]"))
+    command = [sys.executable, "benchmarks/study.py", study, "--out", tmp_path / "runs"]
+    result = subprocess.run(
+        [*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert "mapo" in result.stdout
+    assert "2 of 4 runs failed" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "runs" / "climbing").iterdir()) == ["mixture"]
+
+
 def test_study_rejects_a_run_that_is_listed_twice(tmp_path, study):
     study.write_text(study.read_text() * 2)
     command = [sys.executable, "benchmarks/study.py", str(study), "--out", str(tmp_path)]
