@@ -35,6 +35,12 @@ def test_throughput(tmp_path):
     assert output.count("| vmas/predator_prey |") == 4
 
 
+def test_tabular_games():
+    output = run("benchmarks/tabular_games.py", "--seeds", 3, "--components", 16, "--strengths", 4)
+    assert "| 16 | 4 |" in output
+    assert output.count("3 of 3") >= 2  # of climbing and the two penalty games
+
+
 STUDY = """
 - environments:
     climbing: [env=climbing, env.num_envs=20, env.frames_per_batch=20]

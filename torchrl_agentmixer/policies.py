@@ -211,10 +211,11 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     ) -> AgentMixerPolicy:
         if form not in get_args(DiscreteForm):
             raise ValueError(f"expected `form` in {get_args(DiscreteForm)}, got {form!r}.")
-        if form == "mixture":
+        mixture = form == "mixture" and any(group.discrete for group in groups)
+        if mixture:
             modifier_kwargs = {"num_components": 16, **(modifier_kwargs or {})}
         components = (modifier_kwargs or {}).get("num_components", 0)
-        if (form == "mixture") != (components > 0):
+        if mixture != (components > 0):
             raise ValueError(
                 "expected `num_components` >= 1 for `form` 'mixture' and 0 for others, got "
                 f"{components} for {form!r}."

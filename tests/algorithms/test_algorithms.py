@@ -307,3 +307,9 @@ def test_kl_pulls_close_the_gap(name, steps):
 def test_no_pull_costs_nothing():
     algorithm = make_algorithm("agent_mixer", make_env("matrix/climbing", num_envs=4), 10_000)
     assert algorithm.auxiliary_loss(algorithm.policy.modifier) == 0.0
+
+
+def test_forms_of_discrete_actions_leave_continuous_ones_alone():
+    env = make_env("vmas/predator_prey", num_envs=2, seed=0)
+    algorithm = make_algorithm("agent_mixer", env, 10_000, {"form": "mixture"})
+    assert algorithm.policy.modifier.num_components == 0

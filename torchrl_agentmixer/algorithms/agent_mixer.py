@@ -20,7 +20,7 @@ from torchrl_agentmixer.algorithms.ppo import (
 )
 from torchrl_agentmixer.algorithms.schedules import Schedule
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
-from torchrl_agentmixer.groups import state_dim
+from torchrl_agentmixer.groups import agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
@@ -112,6 +112,7 @@ class AgentMixer(PPOAlgorithm):
         self, env: EnvBase, total_frames: int, config: AgentMixerConfig | None = None
     ) -> None:
         config = config or AgentMixerConfig()
+        mixture = config.form == "mixture" and any(g.discrete for g in agent_groups(env))
         policy = AgentMixerPolicy.from_env(
             env,
             actor_kwargs=config.actor_kwargs,
@@ -119,7 +120,7 @@ class AgentMixer(PPOAlgorithm):
                 "seed_dim": config.seed_dim,
                 "channels": config.channels,
                 "num_blocks": config.num_blocks,
-                "num_components": config.num_components if config.form == "mixture" else 0,
+                "num_components": config.num_components if mixture else 0,
                 "head_gain": config.head_gain,
                 "scale_bound": config.scale_bound,
                 "scale_gain": config.scale_gain,
