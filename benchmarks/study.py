@@ -1,8 +1,7 @@
 """A grid of candidates, environments and seeds, resumed where it was stopped; CSV, tables, plots.
 
-    python benchmarks/study.py benchmarks/studies/joint_policy.yaml --out runs/joint_policy
-    python benchmarks/study.py benchmarks/studies/joint_policy.yaml --out runs/joint_policy \\
-        --report docs/results/joint_policy
+    python benchmarks/study.py benchmarks/studies/grids.yaml --out runs/grids \\
+        --report docs/results/grids
 
 A study is a list of experiments, done in order, so that the first ones are complete if time runs
 out; each crosses its environments with its candidates and seeds. Environments and candidates are
@@ -100,10 +99,10 @@ def collect(jobs: list[Job], out: Path) -> list[dict]:
         metrics = read_metrics(job.folder(out))
         for i, score in enumerate(metrics["eval_score"]):
             if score is not None:
+                run_of = {"environment": job.environment, "candidate": job.candidate}
                 values = {name: metrics[name][i] if name in metrics else None for name in COLUMNS}
                 frames = metrics["frames"][i]
-                rows.append({**job._asdict(), "frames": frames, **values})
-                del rows[-1]["overrides"]
+                rows.append({**run_of, "seed": job.seed, "frames": frames, **values})
     return rows
 
 
@@ -201,37 +200,45 @@ def report(jobs: list[Job], out: Path, target: Path) -> None:
     print("\n".join(tables))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="where the runs go")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--report", type=Path, help="no runs: report what is complete, there")
-    parser.add_argument("--only", nargs="+", default=[], help="environments or candidates")
-    arguments = parser.parse_args()
-    jobs = read_study(arguments.study)
-    if arguments.report:
-        report(jobs, arguments.out, arguments.report)
-        return
-    todo = [
-        job
-        for job in jobs
-        if not job.folder(arguments.out).exists()
-        and (not arguments.only or {job.environment, job.candidate} & set(arguments.only))
-    ]
-    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs complete or left out, {len(todo)} to do")
+def run_all(jobs: list[Job], out: Path, processes: int) -> int:
+    """Do the runs, saying of each what came of it; how many failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes the worker processes along
     failed = 0
-    with get_context("spawn").Pool(arguments.processes) as pool:
-        results = [(job, pool.apply_async(run, (job, arguments.out))) for job in todo]
+    with get_context("spawn").Pool(processes) as pool:
+        results = [(job, pool.apply_async(run, (job, out))) for job in jobs]
         for job, result in results:
             try:
                 print(result.get(), flush=True)
             except Exception as error:
                 failed += 1
-                print(f"{job.folder(arguments.out)}: {type(error).__name__}: {error}", flush=True)
+                print(f"{job.folder(out)}: {type(error).__name__}: {error}", flush=True)
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--processes", type=int, default=2, help="0: no runs, only the report")
+    parser.add_argument("--report", type=Path, help="where the report of complete runs goes")
+    parser.add_argument("--only", nargs="+", default=[], help="environments or candidates")
+    arguments = parser.parse_args()
+    jobs = read_study(arguments.study)
+    failed = 0
+    if arguments.processes:
+        chosen = set(arguments.only)
+        todo = [
+            job
+            for job in jobs
+            if not job.folder(arguments.out).exists()
+            and (not chosen or chosen & {job.environment, job.candidate})
+        ]
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} runs complete or left out")
+        failed = run_all(todo, arguments.out, arguments.processes)
+    if arguments.report:
+        report(jobs, arguments.out, arguments.report)
     if failed:
-        raise SystemExit(f"{failed} of {len(todo)} runs failed; the others are complete.")
+        raise SystemExit(f"{failed} runs failed; the others are complete.")
 
 
 if __name__ == "__main__":

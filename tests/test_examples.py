@@ -61,6 +61,7 @@ def test_drop_in(actions):
         ("grid_predator_prey", "agent_mixer_paper"),
         ("climbing", "mappo"),
         ("penalty", "ippo"),
+        ("bridge_crossing", "agent_mixer"),
     ],
 )
 def test_train_then_evaluate(tmp_path, env, algorithm):
