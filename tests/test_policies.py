@@ -303,10 +303,16 @@ def test_mixture_around_an_actor():
     assert rollout["agents", "perturbation"].shape[-2:] == (2, group.action_dim)
 
 
-def test_mixture_needs_one_group_of_discrete_actions():
-    for groups in (("tanks",), ("scouts", "tanks")):
-        with pytest.raises(ValueError, match=r"one group with output 'perturbation'.*'scale'"):
-            AgentMixerPolicy.from_env(TwoGroupsEnv(groups=groups), form="mixture", state_key=STATE)
+def test_mixture_needs_one_group():
+    with pytest.raises(ValueError, match=r"one group with output 'perturbation'.*'scale'"):
+        AgentMixerPolicy.from_env(TwoGroupsEnv(), form="mixture", state_key=STATE)
+
+
+def test_forms_of_discrete_actions_leave_continuous_ones_alone():
+    policy = AgentMixerPolicy.from_env(
+        TwoGroupsEnv(groups=("tanks",)), form="mixture", state_key=STATE
+    )
+    assert policy.modifier.num_components == 0
 
 
 # -- execution (section 7) -----------------------------------------------------------------------
