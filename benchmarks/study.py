@@ -5,10 +5,13 @@
 
 A study is a list of experiments, done in order, so that the first ones are complete if time runs
 out; each crosses its environments with its candidates and seeds. Environments and candidates are
-lists of overrides of ``examples/train.py``, which is what runs. A run that is complete lies at
-``<out>/<environment>/<candidate>/<seed>``; one that was stopped is begun again. The report holds
-every seed: a tidy CSV with every evaluation, a table for each environment, and its curves. The
-first candidate of an environment is the one that the others are compared with.
+lists of overrides of ``examples/train.py``, which is what runs. What is compared is the ``metric``
+of evaluation episodes: ``score``, total reward over total steps (the default), or ``return``.
+
+A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one that was stopped is
+begun again. The report holds every seed: a tidy CSV with every evaluation, a table for each
+environment, and its curves. The first candidate of an environment is the one that the others are
+compared with.
 """
 
 from __future__ import annotations
@@ -30,18 +33,18 @@ from torch.multiprocessing import get_context
 from torchrl_agentmixer.reporting import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-# Columns of a run's metrics, and what tables and plots call them.
+# What tables and plots call the columns. The first three are returns or scores of evaluations.
 COLUMNS = {
-    "eval_score": "decentralized modes",
-    "eval_joint_score": "joint mode",
-    "eval_individual_score": "individual, sampled",
+    "eval": "decentralized modes",
+    "eval_joint": "joint mode",
+    "eval_individual": "individual, sampled",
     "score": "joint, sampled",
     "mode_agreement": "mode agreement",
     "team_mode_agreement": "team mode agreement",
     "divergence": "KL(joint, product)",
     "entropy": "entropy",
 }
-TABLE = ("eval_score", "eval_joint_score", "eval_individual_score", "mode_agreement")
+TABLE = ("eval", "eval_joint", "eval_individual", "mode_agreement")
 CURVES = (*TABLE[:3], "mode_agreement", "divergence", "entropy")
 FIXED = ("plots=false", "num_threads=1")
 
@@ -52,6 +55,7 @@ class Job(NamedTuple):
     environment: str
     candidate: str
     seed: int
+    metric: str
     overrides: tuple[str, ...]
 
     def folder(self, out: Path) -> Path:
@@ -61,7 +65,13 @@ class Job(NamedTuple):
 def read_study(path: Path) -> list[Job]:
     """All runs: experiment by experiment, and in each seed by seed."""
     jobs = [
-        Job(environment, candidate, seed, (*where, *what, f"seed={seed}", *FIXED))
+        Job(
+            environment,
+            candidate,
+            seed,
+            experiment.get("metric", "score"),
+            (*where, *what, f"seed={seed}", *FIXED),
+        )
         for experiment in yaml.safe_load(path.read_text())
         for seed in range(experiment["seeds"])
         for environment, where in experiment["environments"].items()
@@ -87,7 +97,8 @@ def run(job: Job, out: Path) -> str:
         config = compose("config", overrides=list(job.overrides))
     last = train.run(config, unfinished)
     unfinished.rename(folder)
-    return f"{job.environment}, {job.candidate}, seed {job.seed}: {last['eval_score']:.4g}"
+    value = last[f"eval_{job.metric}"]
+    return f"{job.environment}, {job.candidate}, seed {job.seed}: {value:.4g}"
 
 
 def collect(jobs: list[Job], out: Path) -> list[dict]:
@@ -97,12 +108,12 @@ def collect(jobs: list[Job], out: Path) -> list[dict]:
         if not job.folder(out).exists():
             continue
         metrics = read_metrics(job.folder(out))
-        for i, score in enumerate(metrics["eval_score"]):
-            if score is not None:
-                run_of = {"environment": job.environment, "candidate": job.candidate}
-                values = {name: metrics[name][i] if name in metrics else None for name in COLUMNS}
-                frames = metrics["frames"][i]
-                rows.append({**run_of, "seed": job.seed, "frames": frames, **values})
+        read = {n: f"{n}_{job.metric}" if n.startswith("eval") else n for n in COLUMNS}
+        for i, frames in enumerate(metrics["frames"]):
+            values = {n: metrics[key][i] if key in metrics else None for n, key in read.items()}
+            if values["eval"] is not None:
+                what = {"environment": job.environment, "candidate": job.candidate}
+                rows.append({**what, "seed": job.seed, "frames": frames, **values})
     return rows
 
 
@@ -145,7 +156,7 @@ def table(rows: list[dict], environment: str) -> str:
             listed = " ".join(f"{value:.3g}" for value in values)
             cells.append(f"{listed}; **{np.mean(values):.3f}**" if values else "")
         scores, baseline = (
-            np.array([row["eval_score"] for row in last[which]]) for which in (name, first)
+            np.array([row["eval"] for row in last[which]]) for which in (name, first)
         )
         improvement = probability_of_improvement(scores, baseline)
         cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*improvement) if name != first else "")
@@ -176,7 +187,7 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
         axes.set_title(COLUMNS[column], fontsize=10)
         axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{environment}: team reward per step and diagnostics over frames")
+    figure.suptitle(f"{environment}: evaluations and diagnostics over frames")
     figure.savefig(path, dpi=90)
 
 

@@ -80,7 +80,7 @@ def test_study_runs_resumes_and_reports(tmp_path, study):
         for candidate in ("mappo", "mixture")
         for frames in ("20", "40", "60")
     ]
-    last = [float(r["eval_score"]) for r in rows if r["candidate"] == "mappo"][2::3]
+    last = [float(r["eval"]) for r in rows if r["candidate"] == "mappo"][2::3]
     assert f"| mappo | {' '.join(f'{x:.3g}' for x in last)}; **{sum(last) / 2:.3f}** |" in report
     assert (tmp_path / "report" / "climbing.png").stat().st_size > 1000
 
