@@ -87,3 +87,16 @@ def test_train_then_evaluate(tmp_path, env, algorithm):
 )
 def test_bad_configuration_is_explained(tmp_path, override, words):
     assert words in train(tmp_path, override, ok=False)
+
+
+def test_the_default_config_is_the_measured_one():
+    from dataclasses import asdict
+
+    import yaml
+
+    from torchrl_agentmixer.algorithms import AgentMixerConfig
+
+    written = yaml.safe_load((ROOT / "examples/conf/algorithm/agent_mixer.yaml").read_text())
+    assert written.pop("name") == "agent_mixer"
+    assert asdict(AgentMixerConfig(**written)) == asdict(AgentMixerConfig())
+    assert written.keys() == asdict(AgentMixerConfig()).keys()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import (
     InteractionType,
     ProbabilisticTensorDictModule,
@@ -16,6 +17,9 @@ from tensordict.nn import (
 )
 from tensordict.utils import NestedKey
 from torch import nn
+from torchrl.data import Composite, Unbounded
+from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
 from torchrl_agentmixer.distributions import (
     GroupedDistributionBuilder,
@@ -45,11 +49,69 @@ def actor_module(group: AgentGroup, **kwargs: Any) -> TensorDictModule:
         [('agents', 'logits'), ('agents', 'features')]
     """
     cls = CategoricalActor if group.discrete else GaussianActor
-    return TensorDictModule(
-        cls(group.n_agents, group.observation_dim, group.action_dim, **kwargs),
-        in_keys=[group.key("observation")],
-        out_keys=[*group.param_keys, group.key("features")],
-    )
+    actor = cls(group.n_agents, group.observation_dim, group.action_dim, **kwargs)
+    in_keys, out_keys = [group.key("observation")], [*group.param_keys, group.key("features")]
+    if not actor.memory_dim:
+        return TensorDictModule(actor, in_keys=in_keys, out_keys=out_keys)
+    return RecurrentActor(actor, in_keys, out_keys, group.key("memory"))
+
+
+class RecurrentActor(TensorDictModule):
+    """An actor with memory; a step at a time, or whole sequences in TorchRL's recurrent mode.
+
+    It follows TorchRL's ``GRUModule``: memory comes in under ``memory_key``, goes out under
+    ``("next", memory_key)``, and starts at zero wherever ``"is_init"`` is true. Inside
+    ``torchrl.modules.set_recurrent_mode(True)`` the last batch dimension is time, and only the
+    memory before the first step is read. :func:`~torchrl_agentmixer.envs.with_memory` gives an
+    environment the two entries.
+
+    Args:
+        actor (CategoricalActor or GaussianActor): with ``memory_dim > 0``.
+        in_keys (list of NestedKey): of the observation.
+        out_keys (list of NestedKey): of the actor's other outputs.
+        memory_key (NestedKey): of the memory, ``[*B, n_agents, memory_dim]``.
+
+    Examples:
+        >>> from torchrl.modules import set_recurrent_mode
+        >>> from tensordict import TensorDict
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> actor = actor_module(group, memory_dim=8)
+        >>> agents = {"observation": torch.randn(5, 10, 2, 4), "memory": torch.zeros(5, 10, 2, 8)}
+        >>> data = TensorDict({"agents": agents, "is_init": torch.zeros(5, 10, 1).bool()}, [5, 10])
+        >>> with set_recurrent_mode(True):
+        ...     actor(data)["agents", "logits"].shape
+        torch.Size([5, 10, 2, 3])
+    """
+
+    def __init__(
+        self,
+        actor: CategoricalActor | GaussianActor,
+        in_keys: list[NestedKey],
+        out_keys: list[NestedKey],
+        memory_key: tuple[str, str],
+    ) -> None:
+        super().__init__(
+            actor,
+            in_keys=[*in_keys, memory_key, "is_init"],
+            out_keys=[*out_keys, ("next", *memory_key)],
+        )
+        self.memory_key = memory_key
+
+    def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
+        if not recurrent_mode():
+            return super().forward(tensordict, **kwargs)
+        observation, memory, is_init = (tensordict.get(key) for key in self.in_keys)
+        outputs = self.module(observation, memory.select(-3, 0), is_init, unroll=True)
+        for key, output in zip(self.out_keys, outputs, strict=True):
+            tensordict.set(key, output)
+        return tensordict
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """What TorchRL's ``get_primers_from_module`` collects: zeros for the first memory."""
+        shape = (self.module.n_agents, self.module.memory_dim)
+        group, leaf = self.memory_key
+        memory = Composite({leaf: Unbounded(shape)}, shape=shape[:1])
+        return TensorDictPrimer(Composite({group: memory}), expand_specs=True)
 
 
 def product_policy(

@@ -7,9 +7,17 @@ import copy
 import pytest
 import torch
 from torchrl.envs import TransformedEnv
+from torchrl.modules import set_recurrent_mode
 
 from torchrl_agentmixer.algorithms import available_algorithms, make_algorithm
-from torchrl_agentmixer.envs import CorrelationSeed, MatrixGameEnv, make_env
+from torchrl_agentmixer.envs import (
+    CorrelationSeed,
+    MatrixGameEnv,
+    RecallEnv,
+    make_env,
+    with_memory,
+)
+from torchrl_agentmixer.training import evaluate
 
 ENVS = {
     "matrix/climbing": {},
@@ -19,7 +27,7 @@ ENVS = {
 
 
 def collect(env, policy, steps=8):
-    return env.rollout(steps, policy, break_when_any_done=False).detach()
+    return with_memory(env, policy).rollout(steps, policy, break_when_any_done=False).detach()
 
 
 @pytest.fixture(params=sorted(ENVS))
@@ -27,11 +35,16 @@ def env(request):
     return make_env(request.param, num_envs=6, seed=0, **ENVS[request.param])
 
 
+ONE_STEP = {"epochs": 1, "num_minibatches": 1}
+MEMORY = {"memory_dim": 8, "sequence_length": 4}
+
+
+@pytest.mark.parametrize("memory", [{}, MEMORY], ids=["feed-forward", "recurrent"])
 @pytest.mark.parametrize("name", available_algorithms())
 class TestConformance:
-    def test_update_changes_every_parameter_it_owns(self, name, env):
+    def test_update_changes_every_parameter_it_owns(self, name, env, memory):
         torch.manual_seed(0)
-        algorithm = make_algorithm(name, env, 10_000, {"epochs": 2})
+        algorithm = make_algorithm(name, env, 10_000, {"epochs": 2, **memory})
         before = {key: value.clone() for key, value in algorithm.named_parameters()}
         for _ in range(2):
             metrics = algorithm.update(collect(env, algorithm.policy))
@@ -39,47 +52,54 @@ class TestConformance:
         moved = [key for key, value in algorithm.named_parameters() if (value != before[key]).any()]
         assert any("critic" in key for key in moved)
         assert any("policy" in key for key in moved)
+        long = not isinstance(env, MatrixGameEnv)  # a game of one step has nothing to remember
+        assert any("weight_hh" in key for key in moved) == (bool(memory) and long)
 
-    def test_first_ratio_is_one(self, name, env):
-        algorithm = make_algorithm(name, env, 10_000, {"epochs": 1})
+    def test_first_ratio_is_one(self, name, env, memory):
+        algorithm = make_algorithm(name, env, 10_000, {**ONE_STEP, **memory})
         metrics = algorithm.update(collect(env, algorithm.policy))
         assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
         assert metrics["kl"] == pytest.approx(0.0, abs=1e-5)
         assert metrics["clip_fraction"] == 0.0
 
-    def test_same_seed_same_numbers(self, name, env):
+    def test_same_seed_same_numbers(self, name, env, memory):
         def run():
             torch.manual_seed(3)
-            algorithm = make_algorithm(name, env, 10_000, {"epochs": 2, "num_minibatches": 3})
+            options = {"epochs": 2, "num_minibatches": 3, **memory}
+            algorithm = make_algorithm(name, env, 10_000, options)
             env.set_seed(3)
             return algorithm.update(collect(env, algorithm.policy))
 
         assert run() == run()
 
-    def test_execution_policy_reads_own_observations_alone(self, name, env):
-        algorithm = make_algorithm(name, env, 10_000)
-        assert algorithm.execution_policy.in_keys == [("agents", "observation")]
+    def test_execution_policy_reads_own_observations_alone(self, name, env, memory):
+        algorithm = make_algorithm(name, env, 10_000, memory)
+        carried = [("agents", "memory"), "is_init"] if memory else []
+        assert algorithm.execution_policy.in_keys == [("agents", "observation"), *carried]
 
-    def test_execution_policy_follows_training(self, name, env):
-        algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05})
+    def test_execution_policy_follows_training(self, name, env, memory):
+        algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05, **memory})
         stale = copy.deepcopy(algorithm.execution_policy)
-        data = env.reset()
+        data = with_memory(env, algorithm.policy).reset()
         for _ in range(3):
             algorithm.update(collect(env, algorithm.policy))
         fresh = dict(algorithm.execution_policy.named_parameters())
         assert any((fresh[key] != value).any() for key, value in stale.named_parameters())
         algorithm.execution_policy(data)
 
-    def test_state_dict_restores_the_policy(self, name, env):
+    def test_state_dict_restores_the_policy(self, name, env, memory):
         torch.manual_seed(0)
-        trained = make_algorithm(name, env, 10_000)
+        trained = make_algorithm(name, env, 10_000, memory)
         trained.update(collect(env, trained.policy))
-        restored = make_algorithm(name, env, 10_000)
+        restored = make_algorithm(name, env, 10_000, memory)
         restored.load_state_dict(trained.state_dict())
-        data = env.reset()
+        data = with_memory(env, trained.policy).reset()
         expected = trained.execution_policy(data.copy())["agents", "action"]
         assert torch.equal(restored.execution_policy(data.copy())["agents", "action"], expected)
 
+
+@pytest.mark.parametrize("name", available_algorithms())
+class TestLearning:
     def test_solves_a_coordination_game(self, name):
         """Two agents earn 1 by the same action and 0 otherwise; every method must get there."""
         torch.manual_seed(0)
@@ -90,6 +110,39 @@ class TestConformance:
             algorithm.update(collect(env, algorithm.policy, steps=1))
         rollout = env.rollout(1, algorithm.execution_policy)
         assert rollout["next", "reward"].mean().item() == 1.0
+
+    @pytest.mark.parametrize("memory_dim", [0, 16])
+    def test_remembers_a_cue_with_memory_alone(self, name, memory_dim):
+        """Two cues and a delay: the best return is 1 with memory and 1/2 without."""
+        torch.manual_seed(0)
+        env = RecallEnv(num_envs=50, n_cues=2, delay=2, seed=0)
+        config = {"lr": 3e-3, "memory_dim": memory_dim, "sequence_length": 4, "epochs": 4}
+        algorithm = make_algorithm(name, env, 40 * 50 * 16, config)
+        for _ in range(40):
+            algorithm.update(collect(env, algorithm.policy, steps=16))
+        mean = evaluate(algorithm.execution_policy, env, max_steps=4).returns.mean().item()
+        assert mean == 1.0 if memory_dim else mean < 0.8
+
+
+def test_sequences_divide_a_batch():
+    env = make_env("matrix/climbing", num_envs=2)
+    algorithm = make_algorithm("mappo", env, 100, {"memory_dim": 4, "sequence_length": 3})
+    with pytest.raises(ValueError, match="multiple of `sequence_length` 3, got 8"):
+        algorithm.update(collect(env, algorithm.policy))
+
+
+def test_gradients_reach_back_to_the_cue():
+    """Unrolled in training, an action is credited to what was seen steps before."""
+    env = RecallEnv(num_envs=5, delay=2, seed=0)
+    algorithm = make_algorithm("agent_mixer", env, 100, {"memory_dim": 4})
+    data = collect(env, algorithm.policy, steps=4)
+    seen = data["agents", "observation"].requires_grad_()
+    with set_recurrent_mode(True):
+        logits = algorithm.policy.actors[0](data.set(("agents", "observation"), seen))
+    last = logits["agents", "logits"][:, -1, 0].square().sum()
+    (grad,) = torch.autograd.grad(last, seen)
+    assert (grad[:, 0, 0] != 0).any()  # the first step, of this agent
+    assert (grad[:, :, 1] == 0).all()  # of the other
 
 
 def test_methods_differ_only_in_method():
@@ -104,7 +157,7 @@ def test_methods_differ_only_in_method():
 
 def test_agent_mixer_learning_rates_by_part():
     env = make_env("grid/predator_prey", num_envs=4, seed=0)
-    algorithm = make_algorithm("agent_mixer", env, 100, {"lr_modifier": 0.0, "epochs": 1})
+    algorithm = make_algorithm("agent_mixer", env, 100, {"lr_modifier": 0.0, **ONE_STEP})
     before = [p.clone() for p in algorithm.policy.modifier.parameters()]
     actors = [p.clone() for p in algorithm.execution_policy.parameters()]
     algorithm.update(collect(env, algorithm.policy))
@@ -116,7 +169,11 @@ def test_agent_mixer_learning_rates_by_part():
 
 def test_schedules_follow_frames():
     env = make_env("matrix/climbing", num_envs=10)
-    config = {"epochs": 1, "strength": {"start": 1.0, "end": 0.0, "until": 0.5}}
+    config = {
+        "form": "perturbation",
+        **ONE_STEP,
+        "strength": {"start": 1.0, "end": 0.0, "until": 0.5},
+    }
     algorithm = make_algorithm("agent_mixer", env, 100, config)
     seen = []
     for _ in range(8):
@@ -128,7 +185,11 @@ def test_schedules_follow_frames():
 
 def test_annealed_noise_ends_as_the_product():
     env = make_env("grid/predator_prey", num_envs=8, seed=0)
-    config = {"epochs": 1, "strength": {"start": 1.0, "end": 0.0, "until": 0.5}}
+    config = {
+        "form": "perturbation",
+        **ONE_STEP,
+        "strength": {"start": 1.0, "end": 0.0, "until": 0.5},
+    }
     algorithm = make_algorithm("agent_mixer", env, 2 * 64, config)
     algorithm.update(collect(env, algorithm.policy))
     metrics = algorithm.update(collect(env, algorithm.policy))
@@ -147,7 +208,7 @@ def test_exact_consistency_in_training():
     assert metrics["divergence"] > 0.01
 
 
-MIXTURE = {"form": "mixture", "num_components": 3, "epochs": 1}
+MIXTURE = {"form": "mixture", "num_components": 3, **ONE_STEP}
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -25,11 +25,15 @@ from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
 COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
+_ANNEALED = Schedule(3.0, 0.0, until=0.667)
 
 
 @dataclass(kw_only=True)
 class AgentMixerConfig(PPOConfig):
     """Hyperparameters of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
+
+    The defaults are those of ``examples/conf/algorithm/agent_mixer.yaml``, measured on discrete
+    actions (``docs/joint_policy.md``); the paper's and those for continuous actions lie beside it.
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
@@ -57,16 +61,19 @@ class AgentMixerConfig(PPOConfig):
         scale_gain: g of the continuous form.
     """
 
-    lr_modifier: float = 5e-4
-    channels: int = 64
+    lr_modifier: float = 5e-3
+    epochs: int = 5
+    num_minibatches: int = 8
+    clip_epsilon: float | tuple[float, float] = (0.2, 0.6)
+    channels: int = 32
     num_blocks: int = 1
-    head_gain: float = 1.0
+    head_gain: float = 2.0
     seed_dim: int = 0
-    seed_per: str = "step"
-    form: str = "perturbation"
+    seed_per: str = "episode"
+    form: str = "mixture"
     num_components: int = 16
     temperature: float | Schedule | Mapping[str, Any] = 1.0
-    strength: float | Schedule | Mapping[str, Any] = 1.0
+    strength: float | Schedule | Mapping[str, Any] = _ANNEALED
     consistency: float | Schedule | Mapping[str, Any] = 0.0
     modified_share: float | Schedule | Mapping[str, Any] = 1.0
     kl_to_individual: float | Schedule | Mapping[str, Any] = 0.0
@@ -102,7 +109,8 @@ class AgentMixer(PPOAlgorithm):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("matrix/climbing", num_envs=16)
-        >>> algorithm = AgentMixer(env, total_frames=160, config=AgentMixerConfig(epochs=1))
+        >>> config = AgentMixerConfig(epochs=1, num_minibatches=1)
+        >>> algorithm = AgentMixer(env, total_frames=160, config=config)
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
         >>> round(metrics["ratio"], 3)
         1.0

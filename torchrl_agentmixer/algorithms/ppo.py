@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torchrl.modules import PopArtValueNorm
+from torchrl.modules import PopArtValueNorm, set_recurrent_mode
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import GAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
@@ -24,7 +24,10 @@ class PPOConfig:
         lr: learning rate of actors and critic.
         epochs: passes over each batch.
         num_minibatches: minibatches of one pass.
-        clip_epsilon: clipping range of the ratio.
+        clip_epsilon: clipping range of the ratio: a number, or one below 1 and one above. A wider
+            range above ("clip-higher" of DAPO, `arXiv 2503.14476
+            <https://arxiv.org/abs/2503.14476>`_) keeps rare large advantages from being cut off
+            after one step, as they are by symmetric clipping.
         clip_value: clipping range of the value, in normalized units.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
@@ -37,13 +40,16 @@ class PPOConfig:
         actor_hidden: widths of the actors' hidden layers.
         critic_hidden: widths of the critic's hidden layers.
         input_norm: LayerNorm on the inputs of actors and critic, as the authors have it.
+        memory_dim: width of the actors' GRU; 0 for none.
+        sequence_length: steps that an actor with memory is unrolled over in training, from the
+            memory it had when they were collected.
         distribution: of continuous actions, ``"normal"`` or ``"tanh_normal"``.
     """
 
     lr: float = 5e-4
     epochs: int = 15
     num_minibatches: int = 1
-    clip_epsilon: float = 0.2
+    clip_epsilon: float | tuple[float, float] = 0.2
     clip_value: float = 0.2
     entropy_coeff: float = 0.01
     critic_coeff: float = 1.0
@@ -56,6 +62,8 @@ class PPOConfig:
     actor_hidden: tuple[int, ...] = (64,)
     critic_hidden: tuple[int, ...] = (64, 64)
     input_norm: bool = False
+    memory_dim: int = 0
+    sequence_length: int = 10
     distribution: str = "normal"
 
     @property
@@ -65,6 +73,7 @@ class PPOConfig:
             "hidden": self.actor_hidden,
             "share_params": self.share_params,
             "input_norm": self.input_norm,
+            "memory_dim": self.memory_dim,
         }
 
     @property
@@ -75,7 +84,10 @@ class PPOConfig:
     def __post_init__(self) -> None:
         self.actor_hidden = tuple(self.actor_hidden)
         self.critic_hidden = tuple(self.critic_hidden)
-        for name in ("epochs", "num_minibatches"):
+        if not isinstance(self.clip_epsilon, float | int):
+            low, high = self.clip_epsilon
+            self.clip_epsilon = (low, high)
+        for name in ("epochs", "num_minibatches", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{type(self).__name__}: expected `{name}` >= 1, got {getattr(self, name)}."
@@ -183,18 +195,30 @@ class PPOAlgorithm(nn.Module):
         batch = batch.detach()
         with torch.no_grad():
             self.advantage(batch)
-        data = batch.reshape(-1)
-        logs = TensorDict.stack(
-            [
-                self._gradient_step(minibatch)
-                for _ in range(self.config.epochs)
-                for minibatch in self._minibatches(data)
-            ]
-        )
-        metrics = logs.mean(0).update(self.diagnose(data))
+        data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
+        with set_recurrent_mode(True):
+            logs = TensorDict.stack(
+                [
+                    self._gradient_step(minibatch)
+                    for _ in range(self.config.epochs)
+                    for minibatch in self._minibatches(data)
+                ]
+            )
+            metrics = logs.mean(0).update(self.diagnose(data))
         self.frames += batch.numel()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()}
+
+    def _sequences(self, batch: TensorDictBase) -> TensorDictBase:
+        """``[num_envs, steps]`` as ``[sequences, sequence_length]``."""
+        length = self.config.sequence_length
+        if batch.shape[-1] % length:
+            raise ValueError(
+                f"{type(self).__name__}: expected steps of a batch (`frames_per_batch` / "
+                f"`num_envs`) that are a multiple of `sequence_length` {length}, got "
+                f"{batch.shape[-1]}."
+            )
+        return batch.reshape(-1, length)
 
     def _minibatches(self, data: TensorDictBase) -> Iterator[TensorDictBase]:
         if self.config.num_minibatches == 1:
@@ -226,11 +250,11 @@ class PPOAlgorithm(nn.Module):
         ).detach()
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
-        """What a method adds to the PPO losses of a flat minibatch; nothing by default."""
+        """What a method adds to the PPO losses of a minibatch; nothing by default."""
         return 0.0
 
     def diagnose(self, data: TensorDictBase) -> TensorDict:
-        """Metrics of the policy on a flat batch, after the update; none by default."""
+        """Metrics of the policy on a batch, after the update; none by default."""
         return TensorDict()
 
     def on_progress(self, progress: float) -> None:

@@ -8,15 +8,20 @@ from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.correlation_seed import CorrelationSeed
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
+from torchrl_agentmixer.envs.memory import with_memory
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
+from torchrl_agentmixer.envs.recall import RecallEnv
 from torchrl_agentmixer.envs.registry import available_envs, make_env, register_env
 
 __all__ = [
     "BridgeCrossingEnv",
     "CorrelationSeed",
+    "MaMujocoEnv",
     "MatrixGameEnv",
     "PredatorPreyGridEnv",
     "PredatorPreyScenario",
+    "RecallEnv",
+    "SMACv2TeamEnv",
     "TeamEnv",
     "VmasTeamEnv",
     "available_envs",
@@ -25,11 +30,20 @@ __all__ = [
     "penalty",
     "register_env",
     "stag_hunt",
+    "with_memory",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs VMAS only when it is asked for."""
+    """Import what needs an extra only when it is asked for."""
+    if name == "MaMujocoEnv":
+        from torchrl_agentmixer.envs.mamujoco import MaMujocoEnv
+
+        return MaMujocoEnv
+    if name == "SMACv2TeamEnv":
+        from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
+
+        return SMACv2TeamEnv
     if name == "VmasTeamEnv":
         from torchrl_agentmixer.envs.vmas import VmasTeamEnv
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,15 +14,19 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
+from torchrl_agentmixer.envs.mamujoco_observations import TASKS
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
 from torchrl_agentmixer.envs.optional import require_vmas
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
+from torchrl_agentmixer.envs.recall import RecallEnv
 
 Builder = Callable[..., EnvBase]
 Device = torch.device | str | None
 
 # What every builder takes.
 _COMMON = ("self", "num_envs", "device", "seed")
+# Module that the names of a family need.
+_NEEDS = {"mamujoco": "gymnasium_robotics", "smacv2": "smacv2", "vmas": "vmas"}
 
 
 def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
@@ -34,6 +39,20 @@ def _penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) 
 
 def _stag_hunt(num_envs: int, device: Device, seed: int | None, n_agents: int = 4) -> EnvBase:
     return MatrixGameEnv(stag_hunt(n_agents), num_envs=num_envs, device=device, seed=seed)
+
+
+def _mamujoco(task: str, **kwargs: Any) -> EnvBase:
+    from torchrl_agentmixer.envs.mamujoco import MaMujocoEnv
+
+    builder = partial(MaMujocoEnv.__init__, None, task)  # type: ignore[arg-type]
+    _check_options(f"mamujoco/{task}", builder, kwargs)  # type: ignore[arg-type]
+    return MaMujocoEnv(task, **kwargs)
+
+
+def _smacv2(race: str, **kwargs: Any) -> EnvBase:
+    from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
+
+    return SMACv2TeamEnv(race, **kwargs)
 
 
 def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
@@ -59,9 +78,16 @@ def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
 _BUILDERS: dict[str, Builder] = {
     "grid/bridge_crossing": BridgeCrossingEnv,
     "grid/predator_prey": PredatorPreyGridEnv,
+    **{f"mamujoco/{task}": partial(_mamujoco, task) for task in TASKS},
     "matrix/climbing": _climbing,
     "matrix/penalty": _penalty,
     "matrix/stag_hunt": _stag_hunt,
+    **{
+        f"smacv2/{race}_{units}_vs_{units}": partial(_smacv2, race, n_units=units)
+        for race in ("protoss", "terran", "zerg")
+        for units in (5, 10)
+    },
+    "memory/recall": RecallEnv,
     "vmas/predator_prey": _vmas_predator_prey,
 }
 
@@ -88,18 +114,19 @@ def register_env(name: str, builder: Builder) -> None:
 
 
 def available_envs() -> list[str]:
-    """Names that :func:`make_env` can build; those of VMAS only where it is installed.
+    """Names that :func:`make_env` can build; those that need an extra only where it is installed.
 
     Examples:
         >>> "grid/predator_prey" in available_envs()
         True
     """
-    names = set(_BUILDERS)
-    if find_spec("vmas") is not None:
+    installed = {family for family, module in _NEEDS.items() if find_spec(module) is not None}
+    names = {name for name in _BUILDERS if name.partition("/")[0] not in {*_NEEDS} - installed}
+    if "vmas" in installed:
         from torchrl.envs import VmasEnv
 
-        return sorted(names | {f"vmas/{scenario}" for scenario in VmasEnv.available_envs})
-    return sorted(name for name in names if not name.startswith("vmas/"))
+        names |= {f"vmas/{scenario}" for scenario in VmasEnv.available_envs}
+    return sorted(names)
 
 
 def make_env(

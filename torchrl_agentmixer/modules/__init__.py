@@ -7,6 +7,7 @@ from torchrl_agentmixer.modules.coefficients import IGCCoefficients
 from torchrl_agentmixer.modules.critics import CentralCritic, DecentralizedCritic, value_module
 from torchrl_agentmixer.modules.mixer import MixerBlock
 from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
+from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 __all__ = [
     "CategoricalActor",
@@ -17,6 +18,7 @@ __all__ = [
     "MixerBlock",
     "ModifierGroup",
     "MultiAgentBody",
+    "MultiAgentGRU",
     "PolicyModifier",
     "value_module",
 ]

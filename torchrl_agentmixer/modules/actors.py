@@ -10,6 +10,7 @@ from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 
 class MultiAgentBody(MultiAgentNetBase):
@@ -109,6 +110,7 @@ class _Actor(nn.Module):
         share_params: bool = False,
         agent_one_hot: bool | None = None,
         input_norm: bool = True,
+        memory_dim: int = 0,
         head_gain: float = 0.01,
         device: torch.device | str | None = None,
     ) -> None:
@@ -117,9 +119,14 @@ class _Actor(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: expected at least one hidden width, got none."
             )
+        if memory_dim < 0:
+            raise ValueError(
+                f"{type(self).__name__}: expected `memory_dim` >= 0, got {memory_dim}."
+            )
         self.n_agents = n_agents
         self.observation_dim = observation_dim
-        self.features_dim = hidden[-1]
+        self.memory_dim = memory_dim
+        self.features_dim = memory_dim or hidden[-1]
         self.agent_one_hot = share_params if agent_one_hot is None else agent_one_hot
         extra = n_agents if self.agent_one_hot else 0
         self.body = MultiAgentBody(
@@ -130,6 +137,11 @@ class _Actor(nn.Module):
             input_norm=input_norm,
             device=device,
         )
+        if memory_dim:
+            self.memory = MultiAgentGRU(
+                n_agents, hidden[-1], memory_dim, share_params=share_params, device=device
+            )
+            self.memory_norm = nn.LayerNorm(memory_dim, device=device)
         self.head = MultiAgentBody(
             n_agents,
             self.features_dim,
@@ -143,7 +155,14 @@ class _Actor(nn.Module):
         self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents, device=device), persistent=False)
 
-    def _run(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self,
+        observation: torch.Tensor,
+        memory: torch.Tensor | None,
+        is_init: torch.Tensor | None,
+        unroll: bool,
+    ) -> tuple[torch.Tensor, ...]:
+        """Head's output and features, and the new memory if there is one."""
         if tuple(observation.shape[-2:]) != (self.n_agents, self.observation_dim):
             raise ValueError(
                 f"{type(self).__name__}: expected an observation of shape [*B, {self.n_agents}, "
@@ -153,7 +172,19 @@ class _Actor(nn.Module):
             one_hot = self.one_hot.expand(*observation.shape[:-2], -1, -1)
             observation = torch.cat([observation, one_hot], -1)
         features = self.body(observation)  # [*B, n, d]
-        return self.head(features), features
+        if not self.memory_dim:
+            return self.head(features), features
+        if memory is None or is_init is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected `memory` and `is_init`, for `memory_dim` is "
+                f"{self.memory_dim}, got none."
+            )
+        if unroll:
+            memory = self.memory.unroll(features, memory, is_init)
+        else:
+            memory = self.memory(features, memory.masked_fill(is_init.unsqueeze(-1), 0.0))
+        features = self.memory_norm(memory)
+        return self.head(features), features, memory
 
 
 class CategoricalActor(_Actor):
@@ -172,6 +203,8 @@ class CategoricalActor(_Actor):
         input_norm (bool): LayerNorm on the input, as the authors do. It leaves of an observation
             only what does not change with its mean and its spread: switch it off where entries
             are few and scaled already.
+        memory_dim (int): width of a GRU between the hidden layers and the head, with a LayerNorm
+            after it; 0 for none. ``forward`` takes and returns its memory then.
         head_gain (float): gain of the last layer's orthogonal initialization.
         device (optional): where to build the parameters.
 
@@ -189,9 +222,22 @@ class CategoricalActor(_Actor):
     def __init__(self, n_agents: int, observation_dim: int, n_actions: int, **kwargs) -> None:
         super().__init__(n_agents, observation_dim, n_actions, **kwargs)
 
-    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map observations ``[*B, n, o]`` to logits ``[*B, n, K]`` and features ``[*B, n, d]``."""
-        return self._run(observation)
+    def forward(
+        self,
+        observation: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        is_init: torch.Tensor | None = None,
+        *,
+        unroll: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """Map observations ``[*B, n, o]`` to logits ``[*B, n, K]`` and features ``[*B, n, d]``.
+
+        With a GRU also read its memory ``[*B, n, m]`` and ``is_init`` ``[*B, 1]``, true where an
+        episode starts and the memory is zero, and return the new memory. With ``unroll`` the last
+        batch dimension is time: observations ``[*B, T, n, o]`` and ``is_init`` ``[*B, T, 1]``, the
+        memory before the first step ``[*B, n, m]``, and all outputs for every step.
+        """
+        return self._run(observation, memory, is_init, unroll)
 
 
 class GaussianActor(_Actor):
@@ -235,8 +281,18 @@ class GaussianActor(_Actor):
             torch.ones(n_agents, action_dim, device=kwargs.get("device"))
         )
 
-    def forward(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``[*B, n, o]`` to loc and scale ``[*B, n, A]`` and features ``[*B, n, d]``."""
-        loc, features = self._run(observation)
+    def forward(
+        self,
+        observation: torch.Tensor,
+        memory: torch.Tensor | None = None,
+        is_init: torch.Tensor | None = None,
+        *,
+        unroll: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """Map ``[*B, n, o]`` to loc and scale ``[*B, n, A]`` and features ``[*B, n, d]``.
+
+        Memory as in :meth:`CategoricalActor.forward`.
+        """
+        loc, *rest = self._run(observation, memory, is_init, unroll)
         scale = self.scale_bound * torch.sigmoid(self.scale_param)
-        return loc, scale.expand_as(loc), features
+        return loc, scale.expand_as(loc), *rest

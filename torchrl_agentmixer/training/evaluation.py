@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
+
+from torchrl_agentmixer.envs import with_memory
 
 PolicyCallable = Callable[[TensorDictBase], TensorDictBase]
 
@@ -72,6 +75,7 @@ def evaluate(
         >>> evaluate(policy.decentralized(), env, max_steps=1).lengths.tolist()
         [1, 1, 1, 1]
     """
+    env = _with_memory(env, policy)
     with torch.random.fork_rng(), torch.no_grad():
         env.set_seed(seed)
         torch.manual_seed(seed)
@@ -83,6 +87,10 @@ def evaluate(
     first = finished_before == 0
     reward = rollout["next", "reward"].squeeze(-1)
     return Evaluation(returns=(reward * first).sum(-1), lengths=first.sum(-1))
+
+
+def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:
+    return with_memory(env, policy) if isinstance(policy, nn.Module) else env
 
 
 def record_gif(
@@ -115,6 +123,7 @@ def record_gif(
         raise ImportError(
             'record_gif needs Pillow: pip install "torchrl_agentmixer[plots]"'
         ) from error
+    env = _with_memory(env, policy)
     images: list[np.ndarray] = []
     with torch.random.fork_rng(), torch.no_grad():
         env.set_seed(seed)

@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 
+from torchrl_agentmixer.envs import with_memory
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
@@ -99,6 +100,7 @@ def train(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
+    env = with_memory(env, algorithm.policy)
     env = TransformedEnv(env, RewardSum(in_keys=["reward"], out_keys=["episode_reward"]))
     collector = Collector(
         env,

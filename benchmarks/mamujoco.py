@@ -1,0 +1,120 @@
+"""Environment steps per second of MA-MuJoCo, beside gymnasium-robotics.
+
+    OMP_NUM_THREADS=1 python benchmarks/mamujoco.py
+    OMP_NUM_THREADS=1 python benchmarks/mamujoco.py --num-envs 32 --workers 2 --tasks ant_4x2
+
+Both play random actions drawn beforehand and reset what ends. Gymnasium-robotics steps one
+environment and one dictionary at a time; ours goes through TorchRL, `step_and_maybe_reset` on a
+batch of environments in this process, and with ``--workers`` one such batch in each of several
+processes, TorchRL's ``ParallelEnv``, too: all at once, and one alone. Rounds alternate between the
+things compared, and each figure is the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from gymnasium_robotics import mamujoco_v1
+from torchrl.envs import EnvBase, ParallelEnv
+
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.envs.mamujoco_observations import TASKS, quiet_compiler
+
+
+def reference(task: str):
+    """Gymnasium-robotics's environment, which sees what ours does."""
+    robot, partition = TASKS[task]
+    factorization = None
+    if task in ("ant_8x1", "humanoid_17x1", "walker2d_6x1"):
+        (joints,), edges, root = mamujoco_v1.get_parts_and_edges(robot, None)
+        factorization = {"partition": [(j,) for j in joints], "edges": edges, "globals": root}
+    with quiet_compiler():
+        return mamujoco_v1.parallel_env(
+            robot,
+            partition,
+            agent_obsk=0,
+            agent_factorization=factorization,
+            global_categories=(),
+        )
+
+
+def play_reference(env, steps: int) -> float:
+    actions = [{a: env.action_space(a).sample() for a in env.possible_agents} for _ in range(steps)]
+    env.reset()
+    start = time.perf_counter()
+    for action in actions:
+        _, _, terminated, truncated, _ = env.step(action)
+        if any(terminated.values()) or any(truncated.values()):
+            env.reset()
+    return steps / (time.perf_counter() - start)
+
+
+def play(env: EnvBase, steps: int) -> float:
+    batches = max(1, steps // env.batch_size.numel())
+    actions = [env.full_action_spec.rand() for _ in range(batches)]
+    data = env.reset()
+    start = time.perf_counter()
+    for action in actions:
+        _, data = env.step_and_maybe_reset(data.update(action))
+    return batches * env.batch_size.numel() / (time.perf_counter() - start)
+
+
+def measure(task: str, arguments) -> dict[str, str]:
+    """Median rates, and the ratios of them."""
+    name = f"mamujoco/{task}"
+    sides: dict[str, Callable[[int], float]] = {"raw": partial(play_reference, reference(task))}
+    for n in arguments.num_envs:
+        sides[f"{n} envs"] = partial(play, make_env(name, num_envs=n, seed=0))
+    pools = {}
+    if arguments.workers > 1:
+        make = partial(make_env, name, num_envs=max(arguments.num_envs))
+        for count in (1, arguments.workers):
+            # Without this, a pool of one is no process of its own.
+            pools[count] = ParallelEnv(count, make, serial_for_single=False)
+            sides[f"{count} workers"] = partial(play, pools[count])
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(arguments.rounds):
+        for side, rate in sides.items():
+            several = arguments.workers if side == f"{arguments.workers} workers" else 1
+            rates[side].append(rate(arguments.steps * several))
+    for pool in pools.values():
+        pool.close()
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    row = {"task": task}
+    for side, median in medians.items():
+        row[side] = f"{median:,.0f}"
+        if "envs" in side:
+            row[f"{side} / raw"] = f"{median / medians['raw']:.2f}"
+    if pools:
+        ratio = medians[f"{arguments.workers} workers"] / medians["1 workers"]
+        row[f"{arguments.workers} / 1 workers"] = f"{ratio:.2f}"
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = ["ant_4x2", "half_cheetah_6x1", "humanoid_17x1"]
+    parser.add_argument("--tasks", nargs="+", default=default, choices=list(TASKS))
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--steps", type=int, default=4000, help="of one environment or worker")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="processes, beside one alone")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"{os.cpu_count()} cores, load {load}; environment steps per second:\n")
+    for i, task in enumerate(arguments.tasks):
+        row = measure(task, arguments)
+        if i == 0:
+            print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
+        print("| " + " | ".join(row.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The part of SMACv2 that draws."""

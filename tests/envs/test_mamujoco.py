@@ -1,0 +1,345 @@
+"""MA-MuJoCo against gymnasium-robotics: the same robots, seen by the same agents, in batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gymnasium_robotics")
+
+from gymnasium_robotics import mamujoco_v1
+from tensordict import TensorDictBase
+from torchrl.envs import ParallelEnv, TransformedEnv, VecNormV2
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env, mamujoco_observations
+from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
+from torchrl_agentmixer.groups import agent_groups
+
+# Of each comparison; an episode is at most 1000.
+STEPS = int(os.environ.get("MAMUJOCO_STEPS", "100"))
+N = 2
+every_task = pytest.mark.parametrize("task", list(TASKS))
+
+
+def reference(task: str, obsk: int = 0, categories: tuple[str, ...] = ()):
+    robot, partition = TASKS[task]
+    each = None
+    if task in ("ant_8x1", "humanoid_17x1", "walker2d_6x1"):
+        (joints,), edges, root = mamujoco_v1.get_parts_and_edges(robot, None)
+        each = {"partition": [(joint,) for joint in joints], "edges": edges, "globals": root}
+    with quiet_compiler():
+        return mamujoco_v1.parallel_env(
+            robot,
+            partition,
+            agent_obsk=obsk,
+            agent_factorization=each,
+            global_categories=categories,
+        )
+
+
+def follow(env: MaMujocoEnv, references: list, steps: int, actions: float = 1.0):
+    """Play in ``env`` and in gymnasium-robotics; yield before, after and what the latter returned.
+
+    Episodes start anew in both as they end.
+    """
+    data = env.reset()
+    for raw, seed in zip(references, env.seeds, strict=True):
+        assert_same_sight(env, data, env.seeds.index(seed), raw, raw.reset(seed=seed)[0])
+    for _ in range(steps):
+        action = env.full_action_spec.rand() * actions
+        stepped, data = env.step_and_maybe_reset(data.update(action))
+        for i, raw in enumerate(references):
+            result = raw.step(shares(env, action, i))
+            yield i, stepped["next"][i], result
+            assert_same_sight(env, stepped["next"], i, raw, result[0])
+            if stepped["next", "done"][i]:
+                assert_same_sight(env, data, i, raw, raw.reset()[0])
+
+
+def shares(env: MaMujocoEnv, action: TensorDictBase, i: int) -> dict[str, np.ndarray]:
+    return {
+        agent: action[group, "action"][i, k].numpy()
+        for group, agents in env.group_map.items()
+        for k, agent in enumerate(agents)
+    }
+
+
+def assert_same_sight(env, data, i, raw, observations):
+    """To the last bit of float32: observations, padding, one-hot and state."""
+    np.testing.assert_array_equal(data["state"][i], raw.state().astype(np.float32))
+    names = [agent for agents in env.group_map.values() for agent in agents]
+    for group, agents in env.group_map.items():
+        for k, agent in enumerate(agents):
+            seen = data[group, "observation"][i, k].numpy()
+            expected = observations[agent].astype(np.float32)
+            np.testing.assert_array_equal(seen[: len(expected)], expected)
+            assert not seen[len(expected) : -len(names)].any()
+            assert seen[-len(names) :].tolist() == [float(name == agent) for name in names]
+
+
+@every_task
+@pytest.mark.parametrize(("obsk", "categories"), [(0, ()), (1, ("qpos", "qvel"))])
+def test_equal_to_gymnasium_robotics(task, obsk, categories):
+    options = {"agent_obsk": obsk, "global_categories": categories}
+    env = make_env(f"mamujoco/{task}", num_envs=N, seed=3, **options)
+    raw = [reference(task, obsk, categories) for _ in range(N)]
+    torch.manual_seed(0)
+    for _, after, (_, rewards, terminated, truncated, _) in follow(env, raw, STEPS):
+        assert after["reward"].item() == np.float32(rewards["agent_0"])
+        assert after["terminated"].item() == terminated["agent_0"]
+        assert after["truncated"].item() == (truncated["agent_0"] and not terminated["agent_0"])
+
+
+@pytest.mark.parametrize("task", ["hopper_3x1", "walker2d_2x3", "walker2d_6x1"])
+def test_equal_where_velocities_are_clipped(task):
+    """Beyond 10: in Hopper's state and observations, in Walker2d's state only."""
+    env = make_env(f"mamujoco/{task}", num_envs=1, global_categories=("qvel",))
+    raw = reference(task, categories=("qvel",))
+    env.reset()
+    raw.reset()
+    for simulator in (env._simulators[0], raw.single_agent_env.unwrapped):
+        simulator.set_state(simulator.init_qpos, np.full(simulator.model.nv, 25.0))
+    action = env.full_action_spec.rand()
+    after = env.step(action)["next"]
+    assert_same_sight(env, after, 0, raw, raw.step(shares(env, action, 0))[0])
+    assert after["state"].abs().max() == 10
+    assert (after["agents", "observation"].abs().max() > 10) == task.startswith("walker2d")
+
+
+@pytest.mark.parametrize("task", ["ant_4x2", "humanoid_9_8"])
+def test_actions_beyond_the_bounds_act_at_the_bound(task):
+    env, twin = (make_env(f"mamujoco/{task}", num_envs=2, seed=0) for _ in range(2))
+    action = twin.full_action_spec.rand()
+    for group in env.group_map:
+        high = twin.full_action_spec[group, "action"].high
+        action[group, "action"] = torch.where(action[group, "action"] > 0, high, -high)
+    after = [e.step(e.reset().update(action * k))["next"] for k, e in ((50.0, env), (1.0, twin))]
+    for key in ("state", "reward"):
+        assert torch.equal(after[0][key], after[1][key])
+
+
+@every_task
+def test_groups(task):
+    env = make_env(f"mamujoco/{task}")
+    groups = {group.name: group for group in agent_groups(env)}
+    if task == "humanoid_9_8":
+        sizes = {name: (group.n_agents, group.action_dim) for name, group in groups.items()}
+        assert sizes == {"upper_body": (1, 9), "lower_body": (1, 8)}
+        assert env.group_map == {"upper_body": ["agent_0"], "lower_body": ["agent_1"]}
+    else:
+        n_agents, joints = map(int, TASKS[task][1].removesuffix("d").split("x"))
+        assert (groups["agents"].n_agents, groups["agents"].action_dim) == (n_agents, joints)
+        assert env.group_map == {"agents": [f"agent_{i}" for i in range(n_agents)]}
+    bound = 0.4 if "humanoid" in task else 1.0
+    assert all(torch.allclose(g.high, torch.tensor(bound)) for g in groups.values())
+    assert all(torch.equal(g.low, -g.high) for g in groups.values())
+    moved = np.concatenate([g.actions.ravel() for g in agent_indices(task)[1].values()])
+    assert sorted(moved) == list(range(len(moved)))  # every joint has one agent
+
+
+def test_groups_of_unequal_actions_are_refused(monkeypatch):
+    monkeypatch.setattr(mamujoco_observations, "_OWN_GROUPS", {})
+    with pytest.raises(ValueError, match=r"humanoid_9_8: .*'agents' have \[9, 8\] actions"):
+        agent_indices("humanoid_9_8")
+
+
+@pytest.mark.parametrize("full", [None, "full"])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_full_observation(full, one_hot):
+    env = make_env("mamujoco/walker2d_2x3", num_envs=3, agent_obsk=full, agent_one_hot=one_hot)
+    data = env.rollout(5)
+    seen, state = data["agents", "observation"], data["state"]
+    for agent in range(2):
+        assert torch.equal(seen[:, :, agent, : state.shape[-1]], state)
+    assert seen.shape[-1] == state.shape[-1] + 2 * one_hot
+    check_env_specs(env)
+
+
+def test_no_one_hot_and_padding():
+    env = make_env("mamujoco/ant_8x1", agent_one_hot=False)
+    seen = env.reset()["agents", "observation"]
+    assert seen.shape == (1, 8, 20)  # an ankle's: angle, velocity, 3 bodies of 6 forces
+    hips = [0, 2, 4, 6]
+    assert not seen[:, hips, 14:].any()  # 2 bodies
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"agent_obsk": -1}, r"`agent_obsk` to be an integer >= 0.*got -1"),
+        ({"agent_obsk": 1.5}, r"`agent_obsk`.*got 1.5"),
+        ({"agent_obsk": True}, r"`agent_obsk`.*got True"),
+        ({"agent_obsk": "all"}, r"`agent_obsk`.*'full' for the state, got 'all'"),
+        ({"global_categories": "qpos"}, r"`global_categories`.*sequence.*got 'qpos'"),
+        ({"global_categories": ("qpos", "cvel")}, r"\('qpos', 'qvel'\), got \('qpos', 'cvel'\)"),
+        ({"max_steps": 0}, r"`max_steps` >= 1, got 0"),
+        ({"agent_obs": 1}, r"'agent_obs'; did you mean 'agent_obsk'"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_env("mamujoco/hopper_3x1", **options)
+
+
+def test_unknown_tasks():
+    with pytest.raises(ValueError, match="'ant_4x3'; did you mean 'ant_4x2'"):
+        MaMujocoEnv("ant_4x3")
+    with pytest.raises(ValueError, match="'mamujoco/hopper_3x2'; did you mean 'mamujoco/hopper"):
+        make_env("mamujoco/hopper_3x2")
+    assert {f"mamujoco/{task}" for task in TASKS} <= set(available_envs())
+
+
+@pytest.mark.parametrize("task", ["hopper_3x1", "humanoid_9_8"])
+def test_actions_that_are_not_numbers(task):
+    env = make_env(f"mamujoco/{task}", num_envs=3, seed=0)
+    data = env.reset()
+    data = env.step(data.update(env.full_action_spec.rand()))["next"]
+    data = data.update(env.full_action_spec.rand())
+    group = list(env.group_map)[-1]
+    data[group, "action"][1, -1, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"{task}: NaN in the action of environment 1 at step 1"):
+        env.step(data)
+
+
+def test_an_end_at_the_time_limit_is_an_end():
+    def play(limit: int) -> TensorDictBase:
+        torch.manual_seed(0)
+        return make_env("mamujoco/hopper_3x1", seed=0, max_steps=limit).rollout(limit)["next"]
+
+    length = play(1000).shape[1]
+    last = play(length)[0, -1]
+    assert (last["terminated"].item(), last["truncated"].item()) == (True, False)
+    last = play(length - 1)[0, -1]
+    assert (last["terminated"].item(), last["truncated"].item()) == (False, True)
+
+
+@pytest.mark.parametrize("call", ["step", "reset"])
+def test_a_simulator_that_fails_is_named(call, monkeypatch):
+    env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=0)
+    data = env.rollout(2)["next"][:, -1].select("agents", "state")
+
+    def fail(*args):
+        raise ArithmeticError("singular")
+
+    monkeypatch.setattr(env._simulators[2], call, fail)
+    message = "hopper_3x1: environment 2 failed at step 2 .*ArithmeticError: singular"
+    with pytest.raises(RuntimeError, match=message) as caught:
+        env.step(data.update(env.full_action_spec.rand())) if call == "step" else env.reset()
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+
+
+def test_seeds_of_a_batch_and_what_follows_them():
+    """Every reset goes on with each simulator's own random numbers."""
+    env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=5)
+    assert len(set(env.seeds)) == 3
+    first = [env.reset()["state"] for _ in range(3)]
+    assert not torch.equal(first[0], first[1])
+    env.set_seed(5)
+    assert all(torch.equal(a, env.reset()["state"]) for a in first)
+    # A partial reset draws for one, and leaves the others' next draws as they were.
+    env.set_seed(5)
+    data = env.reset()
+    data = env.reset(data.set("_reset", torch.tensor([[True], [False], [False]])))
+    assert torch.equal(data["state"][0], first[1][0])
+    assert torch.equal(data["state"][1:], first[0][1:])
+    assert torch.equal(env.reset()["state"][1:], first[1][1:])
+
+
+def test_normalized_observations():
+    env = make_env("mamujoco/ant_4x2", num_envs=4, seed=0)
+    keys = [("agents", "observation"), "state"]
+    normalized = TransformedEnv(env, VecNormV2(in_keys=keys))
+    check_env_specs(normalized)
+    played = normalized.rollout(200, break_when_any_done=False)
+    raw = make_env("mamujoco/ant_4x2", num_envs=4, seed=0).rollout(200, break_when_any_done=False)
+    velocities = slice(13, 27)
+    assert (raw["state"][:, 100:, velocities].std((0, 1)) > 1.5).any()
+    assert ((played["state"][:, 100:, velocities].std((0, 1)) - 1).abs() < 0.5).all()
+
+
+@pytest.mark.slow
+def test_worker_processes():
+    workers = ParallelEnv(2, partial(make_env, "mamujoco/hopper_3x1", num_envs=3))
+    try:
+        workers.set_seed(0)
+        played = workers.rollout(10, break_when_any_done=False)
+    finally:
+        workers.close()
+    assert played["agents", "observation"].shape == (2, 3, 10, 3, 5)
+    assert not torch.equal(played["state"][0], played["state"][1])
+    assert torch.isfinite(played["next", "reward"]).all()
+
+
+@pytest.mark.skipif(
+    not (find_library("EGL") or find_library("OSMesa")),
+    reason="MuJoCo draws with EGL or OSMesa, and this machine has neither",
+)
+def test_drawing_one_robot_does_not_change_another():
+    env, other = (make_env(f"mamujoco/{task}", seed=0) for task in ("ant_4x2", "hopper_3x1"))
+    env.reset()
+    other.reset()
+    before = env.render()
+    assert before.shape == (480, 480, 3)
+    other.render()
+    np.testing.assert_array_equal(env.render(), before)
+    env.close()
+    other.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a half-built one
+def test_drawing_without_opengl(monkeypatch):
+    env = make_env("mamujoco/hopper_3x1", seed=0)
+    env.reset()
+    monkeypatch.setenv("MUJOCO_GL", "none")
+    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=none.*libegl1\).*libosmesa6"):
+        env.render()
+
+
+def test_close_closes_the_simulators(monkeypatch):
+    env = make_env("mamujoco/hopper_3x1", num_envs=2)
+    closed = []
+    for i, simulator in enumerate(env._simulators):
+        monkeypatch.setattr(simulator, "close", partial(closed.append, i))
+    env.close()
+    assert closed == [0, 1]
+    assert env.is_closed
+
+
+def test_building_leaves_no_log(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    make_env("mamujoco/half_cheetah_2x3", num_envs=2)
+    assert not list(tmp_path.iterdir())
+    assert "WARNING" not in "".join(capfd.readouterr())
+
+
+def test_to_a_device():
+    env = make_env("mamujoco/hopper_3x1", num_envs=2)
+    assert env.to("cpu") is env
+
+
+def test_without_gymnasium_robotics():
+    """Neither it nor gymnasium is needed to import the package."""
+    code = """
+import sys
+for name in ("gymnasium", "gymnasium_robotics"):
+    sys.modules[name] = None
+import torchrl_agentmixer
+from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env
+assert not [name for name in available_envs() if name.startswith("mamujoco")]
+for build in (MaMujocoEnv, lambda task: make_env(f"mamujoco/{task}")):
+    try:
+        build("ant_4x2")
+    except ImportError as error:
+        assert 'pip install "torchrl_agentmixer[mamujoco]"' in str(error), error
+    else:
+        raise AssertionError(build)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -1,0 +1,270 @@
+"""MA-MuJoCo: the joints of one robot shared out among agents, in batches."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
+from torchrl_agentmixer.envs.optional import require_mamujoco
+
+
+class MaMujocoEnv(EnvBase):
+    """A batch of MA-MuJoCo robots, whose joints several agents move, as one team.
+
+    Robots, rewards and partitions are those of gymnasium-robotics (FACMAC:
+    `arXiv 2003.06709 <https://arxiv.org/abs/2003.06709>`_; its
+    `documentation <https://robotics.farama.org/envs/MaMuJoCo/>`_), with the ``-v5`` robots of
+    gymnasium. Every environment writes
+
+    - ``("agents", "observation")`` ``[*B, n_agents, o]``: what an agent sees of its joints and
+      of those near it, zeros up to the widest agent, and its one-hot;
+    - ``"state"`` ``[*B, s]``: the observation of the robot as one agent;
+    - ``"reward"`` ``[*B, 1]``: the robot's;
+    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: a robot that is not healthy
+      terminates, ``max_steps`` truncates;
+
+    floats in float32, angles in rad, lengths in m, and reads ``("agents", "action")``
+    ``[*B, n_agents, a]``, torques relative to the actuators' gear. Actions beyond the bounds act at
+    the bound, in the reward's cost as well. In ``"humanoid_9_8"``, whose agents have 9 and 8
+    actions, there is a group for each, ``"upper_body"`` and ``"lower_body"``.
+
+    The simulators run one after the other, on the CPU, and a step of the batch builds all agents'
+    observations at once; for more than one core, use TorchRL's ``ParallelEnv`` or
+    ``MultiSyncCollector`` over batches. TorchRL's ``VecNormV2`` normalizes observations.
+
+    Args:
+        task (str): ``"ant_2x4"``, ``"ant_2x4d"``, ``"ant_4x2"``, ``"ant_8x1"``,
+            ``"half_cheetah_2x3"``, ``"half_cheetah_6x1"``, ``"hopper_3x1"``, ``"humanoid_17x1"``,
+            ``"humanoid_9_8"``, ``"walker2d_2x3"`` or ``"walker2d_6x1"``.
+
+    Keyword Args:
+        num_envs (int): environments in the batch.
+        agent_obsk (int, optional): an agent sees the joints up to so many edges from its own in
+            the robot's graph: 0 for its own, ``None`` or ``"full"`` for the state.
+        global_categories (sequence of str): what all agents see of the robot's root: ``"qpos"``
+            and ``"qvel"``.
+        agent_one_hot (bool): whether an observation ends with the agent's one-hot.
+        max_steps (int): time limit of an episode, in steps.
+        device (optional): where tensordicts are.
+        seed (int, optional): each simulator's random numbers derive from it.
+
+    Raises:
+        ImportError: without gymnasium-robotics, with the command that installs it.
+        ValueError: for an unknown task, an option out of range, or, in a step, an action that is
+            NaN.
+        RuntimeError: for a simulator that fails, naming it, its step and its error.
+
+    Examples:
+        >>> env = MaMujocoEnv("half_cheetah_6x1", num_envs=4, seed=0)
+        >>> rollout = env.rollout(3)
+        >>> rollout["agents", "observation"].shape, rollout["next", "reward"].shape
+        (torch.Size([4, 3, 6, 8]), torch.Size([4, 3, 1]))
+
+        Observations of zero mean and unit variance, over the whole of training:
+
+        >>> from torchrl.envs import TransformedEnv, VecNormV2
+        >>> keys = [("agents", "observation"), "state"]
+        >>> TransformedEnv(env, VecNormV2(in_keys=keys)).rollout(3)["state"].shape
+        torch.Size([4, 3, 17])
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        agent_obsk: int | Literal["full"] | None = 0,
+        global_categories: Sequence[str] = (),
+        agent_one_hot: bool = True,
+        max_steps: int = 1000,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        require_mamujoco()
+        for name, value in (("num_envs", num_envs), ("max_steps", max_steps)):
+            if value < 1:
+                raise ValueError(f"MaMujocoEnv: expected `{name}` >= 1, got {value}.")
+        layout, groups = agent_indices(
+            task,
+            agent_obsk=agent_obsk,
+            global_categories=global_categories,
+            agent_one_hot=agent_one_hot,
+        )
+        import gymnasium
+
+        super().__init__(device=torch.device(device or "cpu"), batch_size=[num_envs])
+        self.task = task
+        self.max_steps = max_steps
+        self.group_map = {name: group.agents for name, group in groups.items()}
+        self.n_agents = sum(len(group.agents) for group in groups.values())
+        robot = f"{TASKS[task][0]}-v5"
+        with quiet_compiler():
+            self._simulators: list[Any] = [
+                gymnasium.make(robot, render_mode="rgb_array").unwrapped for _ in range(num_envs)
+            ]
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        rows = np.zeros((num_envs, layout.width))
+        rows[:, layout.one] = 1
+        self._rows = rows
+        self._states = rows[:, : layout.state]  # a view
+        self._velocities = rows[:, layout.state : layout.zero]  # a view
+        self._action_order = np.concatenate([g.actions.ravel() for g in groups.values()])
+        self._actions = np.zeros((num_envs, self._action_order.size))
+        for name, group in groups.items():
+            index = torch.from_numpy(group.observations.ravel()).to(self.device)
+            self.register_buffer(f"_{name}_index", index, persistent=False)
+        self._make_specs({name: group.actions for name, group in groups.items()})
+        self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
+
+    def _make_specs(self, actions: dict[str, np.ndarray]) -> None:
+        batch, options = self.batch_size, {"device": self.device}
+        low, high = (getattr(self._simulators[0].action_space, side) for side in ("low", "high"))
+        observation_spec = Composite(
+            state=Unbounded((*batch, self._states.shape[-1]), **options), shape=batch, **options
+        )
+        action_spec = Composite(shape=batch, **options)
+        for group, agents in self.group_map.items():
+            shape = (*batch, len(agents))
+            width = self._index(group).numel() // len(agents)
+            observation = Unbounded((*shape, width), **options)
+            observation_spec[group] = Composite(observation=observation, shape=shape, **options)
+            bounds = (torch.from_numpy(x[actions[group]]).expand(*shape, -1) for x in (low, high))
+            action = Bounded(*bounds, shape=(*shape, actions[group].shape[-1]), **options)
+            action_spec[group] = Composite(action=action, shape=shape, **options)
+        self._low, self._high = low.astype(np.float64), high.astype(np.float64)
+        self.observation_spec = observation_spec
+        self.action_spec = action_spec
+        self.reward_spec = Unbounded((*batch, 1), **options)
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, **options)
+        self.done_spec = Composite(
+            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, **options
+        )
+
+    def _index(self, group: str) -> torch.Tensor:
+        return self.get_buffer(f"_{group}_index")
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None:
+            return
+        from gymnasium.utils import seeding
+
+        # What `reset(seed=...)` does, with nothing to simulate.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._simulators), np.uint64)
+        self.seeds = [int(one) for one in seeds]
+        for simulator, one in zip(self._simulators, self.seeds, strict=True):
+            simulator.np_random = seeding.np_random(one)[0]
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            mask = torch.ones(self.batch_size, dtype=torch.bool)
+        i = 0
+        try:
+            for i in np.flatnonzero(mask.numpy(force=True)).tolist():
+                self._states[i], _ = self._simulators[i].reset()
+                self._velocities[i] = self._simulators[i].data.qvel
+                self._steps[i] = 0
+        except Exception as error:
+            raise self._failure(i, error) from error
+        flags = ("done", "terminated", "truncated")
+        return self._output({key: np.zeros(len(self._simulators), dtype=bool) for key in flags})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._read_actions(tensordict)
+        reward = np.empty(len(self._simulators), dtype=np.float32)
+        terminated = np.empty(len(self._simulators), dtype=bool)
+        i = 0
+        try:
+            for i, simulator in enumerate(self._simulators):
+                self._states[i], reward[i], terminated[i], _, _ = simulator.step(self._actions[i])
+                self._velocities[i] = simulator.data.qvel
+        except Exception as error:
+            raise self._failure(i, error) from error
+        self._steps += 1
+        truncated = (self._steps >= self.max_steps) & ~terminated
+        done = terminated | truncated
+        return self._output(
+            {"reward": reward, "done": done, "terminated": terminated, "truncated": truncated}
+        )
+
+    def _read_actions(self, tensordict: TensorDictBase) -> None:
+        """Put the agents' actions in the robots' order, within the bounds."""
+        flat = [
+            tensordict.get((group, "action")).numpy(force=True).reshape(len(self._simulators), -1)
+            for group in self.group_map
+        ]
+        self._actions[:, self._action_order] = (
+            flat[0] if len(flat) == 1 else np.concatenate(flat, 1)
+        )
+        if np.isnan(self._actions).any():
+            i = int(np.isnan(self._actions).any(1).argmax())
+            raise ValueError(
+                f"{self.task}: NaN in the action of environment {i} at step {self._steps[i]}: "
+                "expected numbers within the action spec's bounds."
+            )
+        np.clip(self._actions, self._low, self._high, out=self._actions)
+
+    def _failure(self, i: int, error: Exception) -> RuntimeError:
+        return RuntimeError(
+            f"{self.task}: environment {i} failed at step {self._steps[i]} of its episode: "
+            f"{type(error).__name__}: {error}"
+        )
+
+    def _output(self, entries: dict[str, np.ndarray]) -> TensorDict:
+        rows = torch.from_numpy(self._rows).to(self.device, torch.float32)  # a copy
+        groups = {
+            group: TensorDict(
+                {
+                    "observation": rows.index_select(1, self._index(group)).view(
+                        *self.batch_size, len(agents), -1
+                    )
+                },
+                batch_size=[*self.batch_size, len(agents)],
+                device=self.device,
+            )
+            for group, agents in self.group_map.items()
+        }
+        # Arrays of this step, which no later one writes to.
+        flat = {k: torch.from_numpy(x[:, None]).to(self.device) for k, x in entries.items()}
+        state = rows[:, : self._states.shape[-1]].clone()
+        return TensorDict(
+            {**groups, "state": state, **flat}, batch_size=self.batch_size, device=self.device
+        )
+
+    def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
+        """A picture of one robot: ``[480, 480, 3]``, uint8.
+
+        Without a display, MuJoCo draws with EGL, or with what the environment variable
+        ``MUJOCO_GL`` names.
+
+        Raises:
+            RuntimeError: where OpenGL is missing, with what to install.
+        """
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        simulator = self._simulators[env_index]
+        try:
+            if simulator.mujoco_renderer.viewer is not None:  # another one may have drawn since
+                simulator.mujoco_renderer.viewer.make_context_current()
+            return simulator.render()
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.task}: MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: "
+                f"{error}. Without a display, install EGL (Debian: libegl1) and set MUJOCO_GL=egl, "
+                "or OSMesa (Debian: libosmesa6) and set MUJOCO_GL=osmesa."
+            ) from error
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close the simulators, and what they draw with."""
+        for simulator in self._simulators:
+            simulator.close()
+        super().close(raise_if_closed=raise_if_closed)

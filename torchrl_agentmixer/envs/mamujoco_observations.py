@@ -1,0 +1,202 @@
+"""Which entries of a robot's action and of its state each agent of MA-MuJoCo has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from torchrl_agentmixer._choices import unknown_name
+
+# Robot and partition of its joints, as gymnasium-robotics spells them.
+TASKS: dict[str, tuple[str, str]] = {
+    "ant_2x4": ("Ant", "2x4"),
+    "ant_2x4d": ("Ant", "2x4d"),
+    "ant_4x2": ("Ant", "4x2"),
+    "ant_8x1": ("Ant", "8x1"),
+    "half_cheetah_2x3": ("HalfCheetah", "2x3"),
+    "half_cheetah_6x1": ("HalfCheetah", "6x1"),
+    "hopper_3x1": ("Hopper", "3x1"),
+    "humanoid_17x1": ("Humanoid", "17x1"),
+    "humanoid_9_8": ("Humanoid", "9|8"),
+    "walker2d_2x3": ("Walker2d", "2x3"),
+    "walker2d_6x1": ("Walker2d", "6x1"),
+}
+# Partitions that gymnasium-robotics does not know: each joint is an agent.
+_ONE_JOINT_EACH = ("ant_8x1", "humanoid_17x1", "walker2d_6x1")
+# Agents with different numbers of actions: a group each, so that no action is padding.
+_OWN_GROUPS = {"humanoid_9_8": ("upper_body", "lower_body")}
+_GLOBAL_CATEGORIES = ("qpos", "qvel")
+
+
+@dataclass(frozen=True)
+class AgentIndices:
+    """What the agents of one group read and move.
+
+    Args:
+        agents: names.
+        actions: indices into the robot's action, ``[n_agents, a]``.
+        observations: indices into a row of :class:`RowLayout`, ``[n_agents, o]``.
+    """
+
+    agents: list[str]
+    actions: np.ndarray
+    observations: np.ndarray
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Columns of a simulator's row, which every agent's observation is gathered from.
+
+    The row is the robot's state, then its joint velocities, then a zero and a one.
+
+    Args:
+        state: entries of the state.
+        velocities: entries of the joint velocities.
+    """
+
+    state: int
+    velocities: int
+
+    @property
+    def zero(self) -> int:
+        """Column of the constant zero, which pads observations."""
+        return self.state + self.velocities
+
+    @property
+    def one(self) -> int:
+        """Column of the constant one, which marks an agent's own entry in the one-hot."""
+        return self.zero + 1
+
+    @property
+    def width(self) -> int:
+        """Columns of a row."""
+        return self.one + 1
+
+
+@contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Build robots without MuJoCo's warnings, which it also writes to a file where one works.
+
+    They are about the models that come with gymnasium, which users cannot change.
+    """
+    import mujoco
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def agent_indices(
+    task: str,
+    *,
+    agent_obsk: int | Literal["full"] | None = 0,
+    global_categories: Sequence[str] = (),
+    agent_one_hot: bool = True,
+) -> tuple[RowLayout, dict[str, AgentIndices]]:
+    """The layout of a row and, for each group of agents, what it reads and moves.
+
+    An agent reads its own joints and those up to ``agent_obsk`` edges away in the robot's
+    graph, as gymnasium-robotics has it, then zeros up to the widest agent of its group, then its
+    one-hot among all agents.
+
+    Args:
+        task (str): a key of ``TASKS``.
+
+    Keyword Args:
+        agent_obsk (int, optional): how far an agent sees; ``None`` or ``"full"`` for the state.
+        global_categories (sequence of str): ``"qpos"``, ``"qvel"`` of the root, for all agents.
+        agent_one_hot (bool): whether observations end with the agent's one-hot.
+
+    Raises:
+        ValueError: for an unknown task or option.
+
+    Examples:
+        >>> layout, groups = agent_indices("half_cheetah_2x3")
+        >>> groups["agents"].actions.tolist()
+        [[0, 1, 2], [3, 4, 5]]
+        >>> groups["agents"].observations.shape  # 3 angles, 3 velocities, one-hot
+        (2, 8)
+    """
+    full = _check(task, agent_obsk, global_categories)
+    from gymnasium_robotics import mamujoco_v1
+
+    robot, partition = TASKS[task]
+    factorization = None
+    if task in _ONE_JOINT_EACH:
+        (joints,), edges, root = mamujoco_v1.get_parts_and_edges(robot, None)
+        factorization = {"partition": [(j,) for j in joints], "edges": edges, "globals": root}
+    with quiet_compiler():
+        raw = mamujoco_v1.parallel_env(
+            robot,
+            partition,
+            agent_obsk=0 if full else agent_obsk,
+            agent_factorization=factorization,
+            global_categories=tuple(global_categories),
+        )
+    simulator: Any = raw.single_agent_env.unwrapped
+    layout = RowLayout(simulator.observation_space.shape[0], simulator.model.nv)
+    state = np.arange(layout.state)
+    reads = [
+        state if full else _reads(raw.observation_factorization[name], simulator, robot, layout)
+        for name in raw.possible_agents
+    ]
+    moves = [[joint.act_ids for joint in part] for part in raw.agent_action_partitions]
+    names = list(raw.possible_agents)
+    raw.close()
+
+    own = _OWN_GROUPS.get(task)
+    members = {"agents": range(len(names))} if own is None else {g: [i] for i, g in enumerate(own)}
+    groups = {}
+    for group, indices in members.items():
+        if len({len(moves[i]) for i in indices}) > 1:
+            sizes = [len(moves[i]) for i in indices]
+            raise ValueError(f"{task}: agents of group {group!r} have {sizes} actions, not equal.")
+        widest = max(len(reads[i]) for i in indices)
+        rows = []
+        for i in indices:
+            row = [*reads[i], *[layout.zero] * (widest - len(reads[i]))]
+            if agent_one_hot:
+                row += [layout.one if i == j else layout.zero for j in range(len(names))]
+            rows.append(row)
+        groups[group] = AgentIndices(
+            [names[i] for i in indices],
+            np.array([moves[i] for i in indices]),
+            np.array(rows, dtype=np.int64),
+        )
+    return layout, groups
+
+
+def _reads(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout) -> np.ndarray:
+    indices = np.asarray(indices, dtype=np.int64)
+    if robot != "Walker2d":
+        return indices
+    # The state clips this robot's velocities at 10; what gymnasium-robotics shows agents does not.
+    first = simulator.observation_structure["qpos"]
+    is_velocity = (indices >= first) & (indices < first + layout.velocities)
+    return np.where(is_velocity, indices - first + layout.state, indices)
+
+
+def _check(task: str, agent_obsk: Any, global_categories: Any) -> bool:
+    """Whether agents see the full state, if the options are right."""
+    if task not in TASKS:
+        raise ValueError(unknown_name("MA-MuJoCo task", task, list(TASKS)))
+    if isinstance(global_categories, str) or set(global_categories) - set(_GLOBAL_CATEGORIES):
+        raise ValueError(
+            f"{task}: expected `global_categories` to be a sequence of some of "
+            f"{_GLOBAL_CATEGORIES}, got {global_categories!r}."
+        )
+    if agent_obsk is None or agent_obsk == "full":
+        return True
+    if isinstance(agent_obsk, bool) or not isinstance(agent_obsk, int) or agent_obsk < 0:
+        raise ValueError(
+            f"{task}: expected `agent_obsk` to be an integer >= 0, the number of joints that an "
+            f"agent sees beyond its own, or None or 'full' for the state, got {agent_obsk!r}."
+        )
+    return False
