@@ -124,6 +124,57 @@ class TestLearning:
         assert mean == 1.0 if memory_dim else mean < 0.8
 
 
+GROUPS = {
+    "vmas/simple_tag": ["adversary", "agent"],
+    "mamujoco/humanoid_9_8": ["upper_body", "lower_body"],
+}
+
+
+@pytest.mark.parametrize("memory", [{}, MEMORY], ids=["feed-forward", "recurrent"])
+@pytest.mark.parametrize("env_name", GROUPS)
+@pytest.mark.parametrize("name", available_algorithms())
+def test_groups_of_agents_train_together(name, env_name, memory):
+    torch.manual_seed(0)
+    if env_name.startswith("mamujoco"):
+        pytest.importorskip("gymnasium_robotics")
+    env = make_env(env_name, num_envs=3, seed=0)
+    algorithm = make_algorithm(name, env, 10_000, {**ONE_STEP, "lr": 1e-2, **memory})
+    before = {key: value.clone() for key, value in algorithm.policy.named_parameters()}
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert all(torch.tensor(value).isfinite() for value in metrics.values())
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    after = dict(algorithm.policy.named_parameters())
+    moved = [key for key, value in before.items() if not torch.equal(after[key], value)]
+    assert len(moved) > 0.8 * len(before)
+    for group in GROUPS[env_name]:
+        data = with_memory(env, algorithm.policy).reset()
+        for other in GROUPS[env_name]:
+            if other != group:
+                data[other, "observation"] += 1.0
+        executed = algorithm.execution_policy(data.copy())[group, "action"]
+        data[group, "observation"] += 1.0
+        assert not torch.equal(algorithm.execution_policy(data)[group, "action"], executed)
+
+
+def test_groups_count_by_their_agents():
+    """MAPPO's losses on two groups: means over all agents, the shared critic's once."""
+    env = make_env("vmas/simple_tag", num_envs=4, seed=0)
+    torch.manual_seed(0)
+    algorithm = make_algorithm("mappo", env, 10_000, ONE_STEP)
+    batch = collect(env, algorithm.policy)
+    with torch.no_grad():
+        algorithm.advantage(batch)
+    together = algorithm.loss(batch.reshape(-1))
+    sizes = [len(agents) for agents in env.group_map.values()]
+    assert sizes == [3, 1]
+    parts = [loss(batch.reshape(-1)) for loss in algorithm.loss.losses]
+    for key in ("loss_objective", "entropy"):
+        expected = sum(n * part[key].mean() for n, part in zip(sizes, parts, strict=True)) / 4
+        torch.testing.assert_close(together[key], expected)
+    assert "loss_critic" not in parts[1]
+    assert together["loss_critic"] > 0
+
+
 def test_sequences_divide_a_batch():
     env = make_env("matrix/climbing", num_envs=2)
     algorithm = make_algorithm("mappo", env, 100, {"memory_dim": 4, "sequence_length": 3})

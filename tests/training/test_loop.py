@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import torch
+from torchrl.data import Categorical
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import Transform
 
@@ -213,3 +215,41 @@ def test_log_rejects_other_columns(tmp_path):
     with pytest.raises(KeyError, match="differ"):
         run.log({"frames": 2, "b": 2.0})
     assert len(run.metrics_path.read_text().splitlines()) == 2
+
+
+class Won(Transform):
+    """Calls a game of climbing won where it pays 11."""
+
+    def _call(self, next_tensordict):
+        reward = next_tensordict.get("reward", None)
+        flags = torch.zeros(*self.parent.batch_size, 1, dtype=torch.bool)
+        return next_tensordict.set("battle_won", flags if reward is None else reward > 10)
+
+    def _reset(self, tensordict, tensordict_reset):
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec):
+        shape = (*observation_spec.shape, 1)
+        observation_spec["battle_won"] = Categorical(2, shape=shape, dtype=torch.bool)
+        return observation_spec
+
+
+def test_win_rates_are_logged_where_battles_are_won(tmp_path):
+    torch.manual_seed(0)
+    env, eval_env = (TransformedEnv(make_env("matrix/climbing", num_envs=20), Won()) for _ in "ab")
+    algorithm = make_algorithm("mappo", env, 120, {"epochs": 1})
+    config = LoopConfig(total_frames=120, frames_per_batch=40, eval_interval=80, eval_steps=1)
+    train(algorithm, env, eval_env, config, RunDirectory(tmp_path))
+    metrics = read_metrics(tmp_path)
+    returns, rates = metrics["eval_return"], metrics["eval_win_rate"]
+    assert rates[0] is None
+    for total, rate in zip(returns[1:], rates[1:], strict=True):
+        assert rate == (total == 11)  # the modes of one state: all episodes are alike
+    assert all(0 <= rate < 0.5 for rate in metrics["win_rate"])
+    assert any(rate > 0 for rate in metrics["win_rate"])
+    with (tmp_path / "evaluation.csv").open() as file:
+        assert {row["won"] for row in csv.DictReader(file)} <= {"0", "1"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"env": {"name": "x"}, "algorithm": {"name": "y"}, "seed": 0})
+    )
+    assert "win rate" in results_table([tmp_path])

@@ -45,9 +45,13 @@ def results_table(runs: Sequence[str | Path]) -> str:
         "eval_return": "return",
         "eval_score": "score",
         "eval_joint_score": "joint score",
+        "eval_win_rate": "win rate",
         "mode_agreement": "mode agreement",
         "fps": "frames/s",
     }
+    known = {name for run in runs for name in read_metrics(run)}
+    if "eval_win_rate" not in known:
+        del columns["eval_win_rate"]
     lines = [
         "| environment | method | seed | frames | " + " | ".join(columns.values()) + " |",
         "|" + "---|" * (4 + len(columns)),

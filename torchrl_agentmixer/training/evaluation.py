@@ -25,23 +25,35 @@ class Evaluation:
     Args:
         returns: undiscounted team return of each episode, ``[num_envs]``.
         lengths: steps of each episode, ``[num_envs]``.
+        wins: whether each episode was won, ``[num_envs]``, where the environment writes
+            ``"battle_won"``.
     """
 
     returns: torch.Tensor
     lengths: torch.Tensor
+    wins: torch.Tensor | None = None
 
     @property
     def score(self) -> float:
         """Total team reward over total steps."""
         return float(self.returns.sum() / self.lengths.sum())
 
+    @property
+    def episode_columns(self) -> dict[str, torch.Tensor]:
+        """What is known of each episode, by name, each ``[num_envs]``."""
+        columns = {"return": self.returns, "length": self.lengths}
+        return columns if self.wins is None else {**columns, "won": self.wins.long()}
+
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Mean return, score and mean length, with ``prefix`` before each name."""
-        return {
+        """Mean return, score, mean length and win rate, with ``prefix`` before each name."""
+        metrics = {
             f"{prefix}_return": float(self.returns.mean()),
             f"{prefix}_score": self.score,
             f"{prefix}_length": float(self.lengths.float().mean()),
         }
+        if self.wins is not None:
+            metrics[f"{prefix}_win_rate"] = float(self.wins.float().mean())
+        return metrics
 
 
 def evaluate(
@@ -86,7 +98,12 @@ def evaluate(
     finished_before = done.cumsum(-1) - done.long()
     first = finished_before == 0
     reward = rollout["next", "reward"].squeeze(-1)
-    return Evaluation(returns=(reward * first).sum(-1), lengths=first.sum(-1))
+    won = rollout["next"].get("battle_won", None)  # [num_envs, T, 1]
+    return Evaluation(
+        returns=(reward * first).sum(-1),
+        lengths=first.sum(-1),
+        wins=None if won is None else (won.squeeze(-1) & first).any(-1),
+    )
 
 
 def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:

@@ -140,12 +140,17 @@ def train(
 
 
 def _batch_metrics(batch: TensorDictBase) -> dict[str, float | None]:
-    """Mean return of the episodes that ended, and reward per step, of the collecting policy."""
-    ended = batch["next", "episode_reward"][batch["next", "done"]]
-    return {
+    """Mean return and win rate of the episodes that ended, and reward per step, in collection."""
+    done = batch["next", "done"]
+    ended = batch["next", "episode_reward"][done]
+    metrics = {
         "return": float(ended.mean()) if ended.numel() else None,
         "score": float(batch["next", "reward"].mean()),
     }
+    won = batch["next"].get("battle_won", None)
+    if won is not None:
+        metrics["win_rate"] = float(won[done].float().mean()) if ended.numel() else None
+    return metrics
 
 
 def _evaluations(
@@ -156,7 +161,9 @@ def _evaluations(
     evaluating: bool,
     run: RunDirectory,
 ) -> dict[str, float | None]:
-    names = ("return", "score", "length")
+    names = ["return", "score", "length"]
+    if "battle_won" in eval_env.observation_spec.keys():  # noqa: SIM118
+        names.append("win_rate")
     if not evaluating:
         return {
             f"{prefix}_{name}": None

@@ -12,7 +12,19 @@ from typing import Any
 
 from torchrl_agentmixer.training.evaluation import Evaluation
 
-_PACKAGES = ("torchrl_agentmixer", "torch", "torchrl", "tensordict", "vmas", "numpy")
+_PACKAGES = (
+    "torchrl_agentmixer",
+    "torch",
+    "torchrl",
+    "tensordict",
+    "numpy",
+    "vmas",
+    "mujoco",
+    "gymnasium-robotics",
+    "smacv2",
+    "jaxmarl",
+    "jax",
+)
 
 
 class RunDirectory:
@@ -75,10 +87,10 @@ class RunDirectory:
     def log_episodes(self, frames: int, evaluation: Evaluation) -> None:
         """Append one row for each evaluation episode."""
         if not self.episodes_path.exists():
-            self._append(self.episodes_path, ["frames", "episode", "return", "length"])
-        pairs = zip(evaluation.returns.tolist(), evaluation.lengths.tolist(), strict=True)
-        for episode, (total, length) in enumerate(pairs):
-            self._append(self.episodes_path, [frames, episode, total, length])
+            self._append(self.episodes_path, ["frames", "episode", *evaluation.episode_columns])
+        columns = (values.tolist() for values in evaluation.episode_columns.values())
+        for episode, values in enumerate(zip(*columns, strict=True)):
+            self._append(self.episodes_path, [frames, episode, *values])
 
     @staticmethod
     def _append(path: Path, row: list[Any]) -> None:
