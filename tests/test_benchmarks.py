@@ -35,6 +35,21 @@ def test_throughput(tmp_path):
     assert output.count("| vmas/predator_prey |") == 4
 
 
+def test_environments():
+    output = run(
+        "benchmarks/environments.py", "--seconds", 0.01, "--only", "matrix/", "vmas/simple"
+    )
+    assert "| matrix/stag_hunt | 4 | 1 | 2 | 1 |" in output
+    assert "| vmas/simple_tag | 3 + 1 |" in output
+    assert "grid" not in output
+
+
+def test_mamujoco():
+    pytest.importorskip("gymnasium_robotics")
+    sizes = ("--tasks", "half_cheetah_6x1", "--num-envs", 2, "--steps", 10, "--rounds", 1)
+    assert "half_cheetah_6x1" in run("benchmarks/mamujoco.py", *sizes)
+
+
 def test_tabular_games():
     output = run("benchmarks/tabular_games.py", "--seeds", 3, "--components", 16, "--strengths", 4)
     assert "| 16 | 4 |" in output

@@ -175,6 +175,34 @@ def test_groups_count_by_their_agents():
     assert together["loss_critic"] > 0
 
 
+@pytest.mark.parametrize("memory", [{}, MEMORY], ids=["feed-forward", "recurrent"])
+@pytest.mark.parametrize("name", available_algorithms())
+def test_an_agent_without_a_choice_leaves_the_losses(name, memory):
+    """As a dead one, who has its no-op alone: no entropy, no log-probability, no gradient."""
+    torch.manual_seed(0)
+    env = MatrixGameEnv(torch.randn(1, 3, 3), num_envs=50, seed=0)
+    algorithm = make_algorithm(name, env, 10_000, {"epochs": 2, **memory})
+    with torch.no_grad():  # logits that differ, so that a mask has something to hide
+        for key, parameter in algorithm.policy.named_parameters():
+            if ".head." in key:
+                parameter.normal_()
+    actors = {
+        key: parameter.clone()
+        for key, parameter in algorithm.policy.named_parameters()
+        if parameter.shape[0] == 3 and ("body" in key or "head.params" in key or "weight_" in key)
+    }
+    assert len(actors) >= 4
+    data = collect(env, algorithm.policy)
+    assert (data["agents", "action"][..., 0] == 0).all()
+    if ("agents", "action_log_prob") in data.keys(True):
+        assert (data["agents", "action_log_prob"][..., 0] == 0).all()
+    algorithm.update(data)
+    now = dict(algorithm.policy.named_parameters())
+    assert all(torch.equal(now[key][0], value[0]) for key, value in actors.items())
+    changed = {key for key, value in actors.items() if not torch.equal(now[key][1], value[1])}
+    assert changed >= {key for key in actors if "weight_hh" not in key}
+
+
 def test_sequences_divide_a_batch():
     env = make_env("matrix/climbing", num_envs=2)
     algorithm = make_algorithm("mappo", env, 100, {"memory_dim": 4, "sequence_length": 3})

@@ -1,0 +1,72 @@
+"""The environments that are installed: their sizes, and steps per second under random actions.
+
+    python benchmarks/environments.py
+    python benchmarks/environments.py --num-envs 512 --only vmas/ grid/predator_prey
+
+Each line is one environment of `make_env`: groups of agents, entries of an observation and of the
+state, actions (a number of them, or dimensions), and environment steps per second of the whole
+batch, through TorchRL, in one process, with automatic resets. `--only` takes names or their
+beginnings; without it, VMAS's own scenarios are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.envs import available_envs, make_env
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
+
+
+def describe(group: AgentGroup) -> tuple[str, str, str]:
+    kind = "" if group.discrete else " continuous"
+    masked = ", masked" if group.masked else ""
+    return str(group.n_agents), str(group.observation_dim), f"{group.action_dim}{kind}{masked}"
+
+
+def steps_per_second(env: EnvBase, seconds: float) -> float:
+    """At least two steps, then as many as begin within ``seconds``."""
+    data = env.rand_action(env.reset())
+    _, data = env.step_and_maybe_reset(data)
+    steps, start = 0, time.perf_counter()
+    while steps < 2 or time.perf_counter() - start < seconds:
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+        steps += 1
+    return steps * env.batch_size.numel() / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--only", nargs="+", default=[], help="names, or how they begin")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    chosen = tuple(options.only)
+    names = [
+        name
+        for name in available_envs()
+        if (name.startswith(chosen) if chosen else name in OWN or not name.startswith("vmas/"))
+    ]
+    if not names:
+        parser.error(f"--only {' '.join(chosen)}: expected some of {', '.join(available_envs())}")
+    print("| environment | agents | observation | actions | state | steps/s |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0)
+        columns = [" + ".join(x) for x in zip(*map(describe, agent_groups(env)), strict=True)]
+        rate = steps_per_second(env, options.seconds)
+        print(f"| {name} | {' | '.join(columns)} | {state_dim(env)} | {rate:,.0f} |", flush=True)
+        env.close()
+
+
+OWN = ("vmas/predator_prey",)
+
+if __name__ == "__main__":
+    main()
