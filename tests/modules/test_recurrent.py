@@ -143,3 +143,19 @@ def test_execution_remembers_without_the_others(team):
     with set_recurrent_mode(True):
         actors(twin)
     assert torch.equal(twin["agents", "action"][..., 0], data["agents", "action"][..., 0])
+
+
+def test_compiled_without_graph_breaks(team):
+    env, policy = team
+    actors = policy.decentralized()
+    torch.compiler.reset()
+    compiled = torch.compile(actors, fullgraph=True, backend="aot_eager")
+    start = env.reset()
+    sequences = env.rollout(12, policy, break_when_any_done=False).reshape(-1, 6)
+    for data, recurrent in ((start, False), (sequences, True)):
+        with set_recurrent_mode(recurrent):
+            expected, got = actors(data.copy()), compiled(data.copy())
+        assert torch.equal(got["agents", "action"], expected["agents", "action"])
+        memory = ("next", "agents", "memory")
+        torch.testing.assert_close(got[memory], expected[memory])
+    torch.compiler.reset()

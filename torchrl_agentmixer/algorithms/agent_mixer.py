@@ -25,7 +25,7 @@ from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
 COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
-_ANNEALED = Schedule(3.0, 0.0, until=0.667)
+_ANNEALED = Schedule(3.0, 0.0, until=0.5)
 
 
 @dataclass(kw_only=True)
@@ -64,7 +64,7 @@ class AgentMixerConfig(PPOConfig):
     lr_modifier: float = 5e-3
     epochs: int = 5
     num_minibatches: int = 8
-    clip_epsilon: float | tuple[float, float] = (0.2, 0.6)
+    clip_epsilon: float | tuple[float, float] = (0.2, 1.0)
     channels: int = 32
     num_blocks: int = 1
     head_gain: float = 2.0

@@ -174,7 +174,7 @@ class IGCMixture(MixtureSameFamily):
         components' modes. Ties, up to rounding, go to the individual modes.
         """
         if self.n_joint_actions <= MAX_JOINT_ACTIONS:
-            score, best = self._joint_log_probs().max(-1)
+            score, best = _log(self._joint_probs()).max(-1)
             mode = self._joint_actions()[best]
         else:
             candidates = self.logits.argmax(-1).movedim(-2, 0)  # [m, *B, n]
@@ -198,8 +198,8 @@ class IGCMixture(MixtureSameFamily):
         entropies, weighted.
         """
         if self.n_joint_actions <= MAX_JOINT_ACTIONS:
-            log_probs = self._joint_log_probs()
-            return -(log_probs.exp() * log_probs).sum(-1)
+            probs = self._joint_probs()
+            return -(probs * _log(probs)).sum(-1)
         return (self.mixture_distribution.probs * self.component_distribution.entropy()).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCMixture:
@@ -217,12 +217,18 @@ class IGCMixture(MixtureSameFamily):
         place = n_actions ** torch.arange(n_agents - 1, -1, -1, device=device)
         return index // place % n_actions
 
-    def _joint_log_probs(self) -> torch.Tensor:
-        """Log-probability of every joint action, ``[*B, n_actions ** n_agents]``."""
-        joint = self.mixture_distribution.logits.clamp_min(_LOWEST).unsqueeze(-1)  # [*B, m, 1]
-        for agent in self.logits.clamp_min(_LOWEST).unbind(-2):
-            joint = (joint.unsqueeze(-1) + agent.unsqueeze(-2)).flatten(-2)
-        return joint.logsumexp(-2)
+    def _joint_probs(self) -> torch.Tensor:
+        """Probability of every joint action, ``[*B, n_actions ** n_agents]``."""
+        *others, last = self.logits.exp().unbind(-2)  # each [*B, m, K]
+        joint = self.mixture_distribution.probs.unsqueeze(-1)  # [*B, m, 1]
+        for agent in others:
+            joint = (joint.unsqueeze(-1) * agent.unsqueeze(-2)).flatten(-2)
+        return (joint.mT @ last).flatten(-2)
+
+
+def _log(probs: torch.Tensor) -> torch.Tensor:
+    """The logarithm; of what rounds to zero, that of the smallest normal number."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
 def _over_components(coefficient: Coefficient) -> Coefficient:
