@@ -1,7 +1,36 @@
-"""Measures of consistency between the trained and the deployed policy."""
+"""Measures of the trained and the deployed policy: consistency, and distance to an equilibrium."""
 
 from __future__ import annotations
 
-from torchrl_agentmixer.diagnostics.consistency import consistency_metrics, mode_agreement
+from typing import Any
 
-__all__ = ["consistency_metrics", "mode_agreement"]
+from torchrl_agentmixer.diagnostics.consistency import consistency_metrics, mode_agreement
+from torchrl_agentmixer.diagnostics.equilibrium import (
+    EquilibriumGap,
+    coarse_correlated_equilibrium_gap,
+    correlated_equilibrium_gap,
+    joint_action_probs,
+    nash_gap,
+)
+
+__all__ = [
+    "BestResponseGap",
+    "EquilibriumGap",
+    "best_response_gap",
+    "coarse_correlated_equilibrium_gap",
+    "consistency_metrics",
+    "correlated_equilibrium_gap",
+    "identifiability_gap",
+    "joint_action_probs",
+    "mode_agreement",
+    "nash_gap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what trains deviators only when it is asked for: algorithms import this package."""
+    if name in ("BestResponseGap", "best_response_gap", "identifiability_gap"):
+        from torchrl_agentmixer.diagnostics import exploitability
+
+        return getattr(exploitability, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
