@@ -72,10 +72,28 @@ class TestConformance:
 
         assert run() == run()
 
-    def test_execution_policy_reads_own_observations_alone(self, name, env, memory):
+    def test_execution_policy_reads_observations_alone(self, name, env, memory):
         algorithm = make_algorithm(name, env, 10_000, memory)
         carried = [("agents", "memory"), "is_init"] if memory else []
         assert algorithm.execution_policy.in_keys == [("agents", "observation"), *carried]
+
+    def test_execution_is_decentralized_exactly_where_it_says_so(self, name, env, memory):
+        """Another agent's observation moves an agent's action, or it never does."""
+        torch.manual_seed(0)
+        algorithm = make_algorithm(name, env, 10_000, memory)
+        policy = algorithm.execution_policy
+        data = torch.cat([with_memory(env, algorithm.policy).reset()] * 5)
+        disturbed = data.clone()
+        others = disturbed["agents", "observation"][..., :-1, :]  # all but the last agent's
+        others += 10 * torch.randn_like(others)
+        moved = set()
+        for _ in range(50):
+            with torch.no_grad():  # another network, whose outputs differ much
+                for parameter in policy.parameters():
+                    parameter.normal_()
+            before, after = (policy(x.copy())["agents", "action"] for x in (data, disturbed))
+            moved |= {i for i in (0, -1) if not torch.equal(before[:, i], after[:, i])}
+        assert moved == ({0} if algorithm.decentralized_execution else {0, -1})
 
     def test_execution_policy_follows_training(self, name, env, memory):
         algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05, **memory})
@@ -228,10 +246,10 @@ def test_methods_differ_only_in_method():
     """Actors of all methods have the same shapes: comparisons are fair by construction."""
     env = make_env("grid/predator_prey", num_envs=2)
     shapes = []
-    for name in ("mappo", "agent_mixer"):
+    for name in ("mappo", "agent_mixer", "happo"):
         policy = make_algorithm(name, env, 100).execution_policy
         shapes.append([tuple(p.shape) for p in policy.parameters()])
-    assert shapes[0] == shapes[1]
+    assert shapes[0] == shapes[1] == shapes[2]
 
 
 def test_agent_mixer_learning_rates_by_part():

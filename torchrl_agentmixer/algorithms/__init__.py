@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.armappo import ARMAPPO, AutoregressivePolicy
+from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
 from torchrl_agentmixer.algorithms.registry import available_algorithms, make_algorithm
 from torchrl_agentmixer.algorithms.schedules import Schedule
 
 __all__ = [
+    "ARMAPPO",
+    "HAPPO",
     "IPPO",
     "MAPPO",
     "AgentMixer",
     "AgentMixerConfig",
+    "AutoregressivePolicy",
+    "HAPPOConfig",
     "HuberPPOLoss",
     "PPOAlgorithm",
     "PPOConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,13 @@ class PPOAlgorithm(nn.Module):
         advantage (ValueEstimatorBase): writes advantage and value target.
         param_groups (list of dict): of Adam: parameters and their learning rates.
         total_frames (int): environment steps of the whole training, for schedules.
+
+    Attributes:
+        decentralized_execution (bool): whether each agent executes on its own observations alone,
+            without another's observation or action.
     """
+
+    decentralized_execution = True
 
     def __init__(
         self,
@@ -197,17 +203,29 @@ class PPOAlgorithm(nn.Module):
             self.advantage(batch)
         data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
         with set_recurrent_mode(True):
-            logs = TensorDict.stack(
-                [
-                    self._gradient_step(minibatch)
-                    for _ in range(self.config.epochs)
-                    for minibatch in self._minibatches(data)
-                ]
-            )
-            metrics = logs.mean(0).update(self.diagnose(data))
+            metrics = self.learn(data).update(self.diagnose(data))
         self.frames += batch.numel()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()}
+
+    def learn(self, data: TensorDictBase) -> TensorDict:
+        """All gradient steps on a batch with advantages, and the means of their metrics.
+
+        Args:
+            data (TensorDictBase): samples ``[N]``, or sequences ``[N, T]`` of actors with memory.
+        """
+        return self._mean_over_steps(data, self._gradient_step)
+
+    def _mean_over_steps(
+        self, data: TensorDictBase, step: Callable[[TensorDictBase], TensorDict]
+    ) -> TensorDict:
+        """Epochs of minibatches of ``data``, a ``step`` on each; means of what it returns."""
+        logs = [
+            step(minibatch)
+            for _ in range(self.config.epochs)
+            for minibatch in self._minibatches(data)
+        ]
+        return TensorDict.stack(logs).mean(0)
 
     def _sequences(self, batch: TensorDictBase) -> TensorDictBase:
         """``[num_envs, steps]`` as ``[sequences, sequence_length]``."""
@@ -232,10 +250,7 @@ class PPOAlgorithm(nn.Module):
         losses = self.loss(minibatch)
         total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
         total = total + self.auxiliary_loss(minibatch)
-        self.optimizer.zero_grad()
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters_in_use, self.config.max_grad_norm)
-        self.optimizer.step()
+        norm = self._descend(total)
         return TensorDict(
             {
                 "loss_objective": losses["loss_objective"],
@@ -248,6 +263,14 @@ class PPOAlgorithm(nn.Module):
                 "grad_norm": norm,
             }
         ).detach()
+
+    def _descend(self, loss: torch.Tensor) -> torch.Tensor:
+        """One step of the optimizer; the norm of the gradient before it was clipped."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters_in_use, self.config.max_grad_norm)
+        self.optimizer.step()
+        return norm
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
         """What a method adds to the PPO losses of a minibatch; nothing by default."""

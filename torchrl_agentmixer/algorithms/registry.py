@@ -10,11 +10,15 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.armappo import ARMAPPO
+from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
 
 _ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
+    "armappo": (ARMAPPO, PPOConfig),
+    "happo": (HAPPO, HAPPOConfig),
     "ippo": (IPPO, PPOConfig),
     "mappo": (MAPPO, PPOConfig),
 }
@@ -25,7 +29,7 @@ def available_algorithms() -> list[str]:
 
     Examples:
         >>> available_algorithms()
-        ['agent_mixer', 'ippo', 'mappo']
+        ['agent_mixer', 'armappo', 'happo', 'ippo', 'mappo']
     """
     return sorted(_ALGORITHMS)
 
