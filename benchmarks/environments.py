@@ -6,7 +6,7 @@
 Each line is one environment of `make_env`: groups of agents, entries of an observation and of the
 state, actions (a number of them, or dimensions), and environment steps per second of the whole
 batch, through TorchRL, in one process, with automatic resets. `--only` takes names or their
-beginnings; without it, VMAS's own scenarios are left out.
+beginnings; without it, most of VMAS's and SMAX's scenarios are left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     names = [
         name
         for name in available_envs()
-        if (name.startswith(chosen) if chosen else name in OWN or not name.startswith("vmas/"))
+        if (name.startswith(chosen) if chosen else name in OWN or not name.startswith(MANY))
     ]
     if not names:
         parser.error(f"--only {' '.join(chosen)}: expected some of {', '.join(available_envs())}")
@@ -66,7 +66,9 @@ def main() -> None:
         env.close()
 
 
-OWN = ("vmas/predator_prey",)
+# Families of many; these of them are shown unasked.
+MANY = ("vmas/", "smax/")
+OWN = ("vmas/predator_prey", "smax/smacv2_5_units", "smax/smacv2_10_units")
 
 if __name__ == "__main__":
     main()

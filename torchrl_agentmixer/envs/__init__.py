@@ -22,6 +22,7 @@ __all__ = [
     "PredatorPreyScenario",
     "RecallEnv",
     "SMACv2TeamEnv",
+    "SmaxEnv",
     "TeamEnv",
     "VmasTeamEnv",
     "available_envs",
@@ -44,6 +45,10 @@ def __getattr__(name: str) -> Any:
         from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
 
         return SMACv2TeamEnv
+    if name == "SmaxEnv":
+        from torchrl_agentmixer.envs.smax import SmaxEnv
+
+        return SmaxEnv
     if name == "VmasTeamEnv":
         from torchrl_agentmixer.envs.vmas import VmasTeamEnv
 

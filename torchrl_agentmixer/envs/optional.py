@@ -25,3 +25,9 @@ def require_smacv2() -> None:
             "git+https://github.com/oxwhirl/smacv2.git, and the game StarCraft II with the SMAC "
             "maps, whose folder SC2PATH names: docs/smacv2.md"
         )
+
+
+def require_smax() -> None:
+    """Raise an ImportError with the command that installs JaxMARL, if it is missing."""
+    if find_spec("jaxmarl") is None:
+        raise ImportError('SMAX environments need: pip install "torchrl_agentmixer[smax]"')

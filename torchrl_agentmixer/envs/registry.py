@@ -19,6 +19,7 @@ from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalt
 from torchrl_agentmixer.envs.optional import require_vmas
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
+from torchrl_agentmixer.envs.smax_races import RACES, SCENARIOS
 
 Builder = Callable[..., EnvBase]
 Device = torch.device | str | None
@@ -26,7 +27,12 @@ Device = torch.device | str | None
 # What every builder takes.
 _COMMON = ("self", "num_envs", "device", "seed")
 # Module that the names of a family need.
-_NEEDS = {"mamujoco": "gymnasium_robotics", "smacv2": "smacv2", "vmas": "vmas"}
+_NEEDS = {
+    "mamujoco": "gymnasium_robotics",
+    "smacv2": "smacv2",
+    "smax": "jaxmarl",
+    "vmas": "vmas",
+}
 
 
 def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
@@ -53,6 +59,12 @@ def _smacv2(race: str, **kwargs: Any) -> EnvBase:
     from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
 
     return SMACv2TeamEnv(race, **kwargs)
+
+
+def _smax(scenario: str, **kwargs: Any) -> EnvBase:
+    from torchrl_agentmixer.envs.smax import SmaxEnv
+
+    return SmaxEnv(scenario, **kwargs)
 
 
 def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
@@ -84,8 +96,12 @@ _BUILDERS: dict[str, Builder] = {
     "matrix/stag_hunt": _stag_hunt,
     **{
         f"smacv2/{race}_{units}_vs_{units}": partial(_smacv2, race, n_units=units)
-        for race in ("protoss", "terran", "zerg")
+        for race in RACES
         for units in (5, 10)
+    },
+    **{
+        f"smax/{scenario}": partial(_smax, scenario)
+        for scenario in (*SCENARIOS, *(f"{race}_{n}_vs_{n}" for race in RACES for n in (5, 10)))
     },
     "memory/recall": RecallEnv,
     "vmas/predator_prey": _vmas_predator_prey,

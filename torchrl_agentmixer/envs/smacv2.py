@@ -18,6 +18,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import ParallelEnv, SerialEnv, SMACv2Env, TransformedEnv
 
 from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.envs.masks import check_legal, draw_legal_actions
 from torchrl_agentmixer.envs.optional import require_smacv2
 
 # Unit types and their chances; a team is never made of exceptions alone.
@@ -150,30 +151,20 @@ class SMACv2TeamEnv(TransformedEnv):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         mask = tensordict.get(("agents", "action_mask"), None)
         if mask is not None:  # already here: in a process of its own, an error would end it
-            self._check_legal(tensordict["agents", "action"], mask)
-        return super()._step(tensordict)
-
-    def _check_legal(self, action: torch.Tensor, mask: torch.Tensor) -> None:
-        n_actions = mask.shape[-1]
-        chosen = mask.gather(-1, action.clamp(0, n_actions - 1).unsqueeze(-1)).squeeze(-1)
-        illegal = ~chosen | (action < 0) | (action >= n_actions)  # [num_envs, n]
-        if illegal.any():
-            game, agent = illegal.nonzero()[0].tolist()
-            legal = mask[game, agent].nonzero().flatten().tolist()
-            raise ValueError(
-                f"SMACv2 {self.scenario}, environment {game}, step "
-                f"{self.base_env.steps_taken()[game] + 1}: agent_{agent}, "
-                f"{'dead' if legal == [0] else 'alive'}, cannot take action "
-                f"{int(action[game, agent])}: expected one of {legal}, by its action mask."
+            check_legal(
+                tensordict["agents", "action"],
+                mask,
+                name=f"SMACv2 {self.scenario}",
+                dead_action=0,
+                step=lambda game: self.base_env.steps_taken()[game] + 1,
             )
+        return super()._step(tensordict)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Write random legal actions by the tensordict's mask; without one, any actions."""
         if tensordict is None:
             return super().rand_action()
-        mask = tensordict["agents", "action_mask"]
-        action = torch.distributions.Categorical(probs=mask.float()).sample()
-        return tensordict.set(("agents", "action"), action)
+        return draw_legal_actions(tensordict)
 
     def render(self, env_index: int = 0, mode: str = "rgb_array") -> np.ndarray:
         """SMACv2's picture of one environment, ``[H, W, 3]``, uint8, drawn without a display.
