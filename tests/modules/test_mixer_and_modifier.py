@@ -391,3 +391,53 @@ def test_construction_errors():
             ModifierGroup(**sizes)
     with pytest.raises(ValueError, match=r"`output` 'perturbation', 'scale'.*got 'noise'"):
         ModifierGroup(2, 3, 3, output="noise")
+
+
+# -- ablations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("agent_mixing", "reach"), [("mlp", 3), ("attention", 3), ("none", 1)])
+def test_an_agent_reaches_those_it_is_mixed_with(agent_mixing, reach):
+    block = MixerBlock(3, 8, agent_mixing=agent_mixing)
+    tokens = torch.randn(5, 3, 8)
+    changed = tokens.clone()
+    changed[:, 0] += torch.randn(8)
+    moved = (block(changed) - block(tokens)).abs().amax((0, 2)) > 1e-6
+    assert moved.tolist() == [agent < reach for agent in range(3)]
+
+
+@BATCHES
+def test_attention_treats_agents_alike(batch):
+    block = MixerBlock(4, 8, agent_mixing="attention")
+    tokens, order = torch.randn(*batch, 4, 8), torch.randperm(4)
+    torch.testing.assert_close(block(tokens[..., order, :]), block(tokens)[..., order, :])
+
+
+def test_without_mixing_tokens_stay():
+    tokens = torch.randn(5, 3, 8)
+    assert block_parts(agent_mixing="none", channel_mixing=False)(tokens).equal(tokens)
+    channels = tokens.clone()
+    channels[..., 0] += 1.0
+    moved = block_parts(agent_mixing="none")(channels) - block_parts(agent_mixing="none")(tokens)
+    assert (moved[..., 1:].abs() > 1e-6).any()
+
+
+def block_parts(**parts):
+    torch.manual_seed(0)
+    return MixerBlock(3, 8, **parts)
+
+
+@pytest.mark.parametrize("reads_state", [True, False])
+def test_whether_the_state_matters(reads_state):
+    group = ModifierGroup(n_agents=3, params_dim=4, out_dim=2)
+    modifier = PolicyModifier([group], 10, seed_dim=2, channels=8, reads_state=reads_state)
+    params, seed = torch.randn(5, 3, 4), torch.randn(5, 2)
+    (one,), (other,) = (modifier(torch.randn(5, 10), seed, params) for _ in range(2))
+    assert one.equal(other) != reads_state
+    (seeded,) = modifier(torch.randn(5, 10), torch.randn(5, 2), params)
+    assert not one.equal(seeded)
+
+
+def test_unknown_agent_mixing():
+    with pytest.raises(ValueError, match=r"`agent_mixing` one of .*'attention'.* got 'conv'"):
+        MixerBlock(3, 8, agent_mixing="conv")

@@ -21,7 +21,7 @@ from torchrl_agentmixer.algorithms.ppo import (
 from torchrl_agentmixer.algorithms.schedules import Schedule
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
+from torchrl_agentmixer.modules import AgentMixing, CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
 COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
@@ -39,6 +39,9 @@ class AgentMixerConfig(PPOConfig):
         lr_modifier: learning rate of the Policy Modifier.
         channels: width of the Modifier's tokens.
         num_blocks: mixer blocks.
+        agent_mixing: ``"mlp"``, ``"attention"`` or ``"none"``, for ablations, as the next two.
+        channel_mixing: whether the mixer blocks have channel-mixing.
+        reads_state: whether the Modifier sees the state.
         head_gain: gain of the Modifier's last layer; the authors use 0.01.
         seed_dim: width of the correlation seed, 0 for none (the paper's code).
         seed_per: draw the seed for each ``"step"`` or each ``"episode"``.
@@ -67,6 +70,9 @@ class AgentMixerConfig(PPOConfig):
     clip_epsilon: float | tuple[float, float] = (0.2, 1.0)
     channels: int = 32
     num_blocks: int = 1
+    agent_mixing: AgentMixing = "mlp"
+    channel_mixing: bool = True
+    reads_state: bool = True
     head_gain: float = 2.0
     seed_dim: int = 0
     seed_per: str = "episode"
@@ -128,6 +134,9 @@ class AgentMixer(PPOAlgorithm):
                 "seed_dim": config.seed_dim,
                 "channels": config.channels,
                 "num_blocks": config.num_blocks,
+                "agent_mixing": config.agent_mixing,
+                "channel_mixing": config.channel_mixing,
+                "reads_state": config.reads_state,
                 "num_components": config.num_components if mixture else 0,
                 "head_gain": config.head_gain,
                 "scale_bound": config.scale_bound,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mixer import MixerBlock
+from torchrl_agentmixer.modules.mixer import AgentMixing, MixerBlock
 
 ModifierOutput = Literal["perturbation", "scale", "temperature"]
 
@@ -81,6 +81,9 @@ class PolicyModifier(nn.Module):
         num_components (int): 0, or how many perturbations to write for each agent, and as many
             log-weights for the team: what
             :class:`~torchrl_agentmixer.distributions.IGCMixture` reads.
+        agent_mixing (str), channel_mixing (bool): parts of the mixer blocks, see ``MixerBlock``.
+        reads_state (bool): whether the Modifier sees the state; without, only the individual
+            policies, the actors' features and the seed.
         head_gain (float): gain of the heads' orthogonal initialization. The authors use 0.01;
             it sets how far the joint policy deviates at first.
         scale_bound (float): ``c`` of a ``"scale"`` output.
@@ -107,6 +110,9 @@ class PolicyModifier(nn.Module):
         channels: int = 64,
         num_blocks: int = 1,
         num_components: int = 0,
+        agent_mixing: AgentMixing = "mlp",
+        channel_mixing: bool = True,
+        reads_state: bool = True,
         head_gain: float = 1.0,
         scale_bound: float = 0.75,
         scale_gain: float = 0.3,
@@ -135,6 +141,7 @@ class PolicyModifier(nn.Module):
         self.num_components = num_components
         self.state_dim = state_dim
         self.seed_dim = seed_dim
+        self.reads_state = reads_state
         self.scale_bound = scale_bound
         self.scale_gain = scale_gain
         n_agents = sum(group.n_agents for group in groups)
@@ -147,7 +154,14 @@ class PolicyModifier(nn.Module):
             self._encoder(2 * channels + group.features_dim + n_agents, channels)
             for group in groups
         )
-        self.blocks = nn.Sequential(*(MixerBlock(n_agents, channels) for _ in range(num_blocks)))
+        self.blocks = nn.Sequential(
+            *(
+                MixerBlock(
+                    n_agents, channels, agent_mixing=agent_mixing, channel_mixing=channel_mixing
+                )
+                for _ in range(num_blocks)
+            )
+        )
         self.norm = nn.LayerNorm(channels)
         self.heads = nn.ModuleList(
             nn.Linear(channels, max(1, num_components) * group.out_dim) for group in groups
@@ -179,6 +193,8 @@ class PolicyModifier(nn.Module):
             ``[*B, n_agents, num_components, out_dim]``, and ``[*B, num_components]``.
         """
         self._check("state", state, (self.state_dim,))
+        if not self.reads_state:
+            state = torch.zeros_like(state)
         remaining = list(inputs)
         if self.seed_dim:
             seed = self._pop(remaining, "correlation seed", (self.seed_dim,))
