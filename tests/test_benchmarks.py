@@ -74,6 +74,17 @@ def study(tmp_path):
     return path
 
 
+def test_equilibrium_gaps(tmp_path):
+    sizes = ("--games", "penalty_25", "--seeds", 2, "--frames", 5000)
+    output = run("benchmarks/equilibrium_gaps.py", *sizes, "--csv", tmp_path / "gaps.csv")
+    with (tmp_path / "gaps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert output.count("| penalty_25 |") == len({row["form"] for row in rows}) == 5
+    assert [row["seed"] for row in rows] == ["0", "1"] * 5
+    for row in rows:  # no deviation earns more than 10
+        assert 0 <= float(row["correlated_gap"]) <= 10 - float(row["joint_payoff"]) + 1e-3
+
+
 def test_study_runs_resumes_and_reports(tmp_path, study):
     out = tmp_path / "runs"
     command = ("benchmarks/study.py", study, "--out", out, "--processes", 1)
