@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrl_agentmixer.algorithms import Schedule
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_agentmixer.algorithms import Schedule, make_algorithm
+from torchrl_agentmixer.envs import make_env
 
 SHARE = st.floats(0, 1)
 
@@ -36,16 +39,39 @@ def test_halfway():
     assert Schedule(1, 0, since=0.2, until=0.6, shape="cosine")(0.3) == pytest.approx(0.853553)
 
 
+def test_at_once():
+    step = Schedule(1.0, 0.2, since=0.5, until=0.5)
+    assert [step(share) for share in (0.0, 0.499, 0.5, 1.0)] == [1.0, 1.0, 0.2, 0.2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"until": 0}, r"`until` in \(0, 1\], got 0"),
         ({"until": 1.5}, r"`until` in \(0, 1\], got 1.5"),
-        ({"since": 0.5, "until": 0.5}, r"`since` in \[0, `until` 0.5\), got 0.5"),
-        ({"since": -0.1}, r"`since` in \[0, `until` 1.0\), got -0.1"),
+        ({"since": 0.6, "until": 0.5}, r"`since` in \[0, `until` 0.5\], got 0.6"),
+        ({"since": -0.1}, r"`since` in \[0, `until` 1.0\], got -0.1"),
         ({"shape": "step"}, "`shape` linear or cosine, got 'step'"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         Schedule(1.0, 0.0, **options)
+
+
+@pytest.mark.parametrize("method", ["agent_mixer", "armappo", "happo", "ippo", "mappo"])
+def test_the_clipping_range_is_scheduled(method):
+    clip = [0.2, {"start": 1.0, "end": 0.5, "since": 0.5, "until": 1.0}]
+    env = make_env("matrix/climbing", num_envs=16)
+    options = {"clip_epsilon": clip, "epochs": 1, "num_minibatches": 1}
+    algorithm = make_algorithm(method, env, 64, options)
+    losses = [module for module in algorithm.modules() if isinstance(module, ClipPPOLoss)]
+    seen = []
+    for _ in range(4):
+        batch = env.rollout(1, algorithm.policy, break_when_any_done=False)
+        seen.append([float(loss.clip_epsilon_high) for loss in losses])
+        algorithm.update(batch)
+    seen.append([float(loss.clip_epsilon_high) for loss in losses])
+    assert losses
+    assert seen == [pytest.approx([high] * len(losses)) for high in (1, 1, 1, 0.75, 0.5)]
+    assert all(float(loss.clip_epsilon_low) == pytest.approx(0.2) for loss in losses)

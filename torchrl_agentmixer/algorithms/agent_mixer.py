@@ -12,20 +12,24 @@ from torch.distributions import kl_divergence
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.algorithms.ppo import (
+    ClipEpsilon,
     PPOAlgorithm,
     PPOConfig,
     make_gae,
     make_ppo_loss,
     make_value_norm,
 )
-from torchrl_agentmixer.algorithms.schedules import Schedule
+from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
 COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
+# Up to the middle of training the team correlates; from there on, what is deployed gets sharp.
 _ANNEALED = Schedule(3.0, 0.0, until=0.5)
+_CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
+_SHARPENED = Schedule(1.0, 0.2, since=0.5, until=1.0)
 
 
 @dataclass(kw_only=True)
@@ -67,7 +71,7 @@ class AgentMixerConfig(PPOConfig):
     lr_modifier: float = 5e-3
     epochs: int = 5
     num_minibatches: int = 8
-    clip_epsilon: float | tuple[float, float] = (0.2, 1.0)
+    clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
     channels: int = 32
     num_blocks: int = 1
     agent_mixing: AgentMixing = "mlp"
@@ -78,7 +82,7 @@ class AgentMixerConfig(PPOConfig):
     seed_per: str = "episode"
     form: str = "mixture"
     num_components: int = 16
-    temperature: float | Schedule | Mapping[str, Any] = 1.0
+    temperature: float | Schedule | Mapping[str, Any] = _SHARPENED
     strength: float | Schedule | Mapping[str, Any] = _ANNEALED
     consistency: float | Schedule | Mapping[str, Any] = 0.0
     modified_share: float | Schedule | Mapping[str, Any] = 1.0
@@ -94,10 +98,12 @@ class AgentMixerConfig(PPOConfig):
         super().__post_init__()
         if self.seed_per not in ("step", "episode"):
             raise ValueError(f"expected `seed_per` 'step' or 'episode', got {self.seed_per!r}.")
-        self.schedules = {
-            name: _as_schedule(getattr(self, name))
-            for name in (*COEFFICIENTS, "kl_to_individual", "kl_to_joint")
-        }
+        self.schedules: dict[str, Schedule] = {}
+        for name in (*COEFFICIENTS, "kl_to_individual", "kl_to_joint"):
+            value = getattr(self, name)
+            self.schedules[name] = as_schedule(value)
+            if isinstance(value, Mapping):
+                setattr(self, name, self.schedules[name])
 
 
 class AgentMixer(PPOAlgorithm):
@@ -194,6 +200,7 @@ class AgentMixer(PPOAlgorithm):
         return loss
 
     def on_progress(self, progress: float) -> None:
+        super().on_progress(progress)
         if any(group.discrete for group in self.policy.groups):
             available = self.policy.coefficient_names
             self.policy.set_coefficients(
@@ -203,11 +210,3 @@ class AgentMixer(PPOAlgorithm):
                     if name in available
                 }
             )
-
-
-def _as_schedule(value: float | Schedule | Mapping[str, Any]) -> Schedule:
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, Mapping):
-        return Schedule(**value)
-    return Schedule(float(value), float(value))

@@ -233,7 +233,7 @@ class AgentTurn(nn.Module):
         self.loss = ClipPPOLoss(
             self.policy,
             None,
-            clip_epsilon=config.clip_epsilon,
+            clip_epsilon=config.clip_epsilon_at(0.0),
             entropy_coeff=config.entropy_coeff,
         )
 

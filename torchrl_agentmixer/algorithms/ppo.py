@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,14 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.modules import PopArtValueNorm, set_recurrent_mode
+from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import GAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
+
+from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
+
+ClipEpsilon = float | tuple[float, float | Schedule | Mapping[str, Any]]
 
 
 @dataclass(kw_only=True)
@@ -27,7 +32,7 @@ class PPOConfig:
         clip_epsilon: clipping range of the ratio: a number, or one below 1 and one above. A wider
             range above ("clip-higher" of DAPO, `arXiv 2503.14476
             <https://arxiv.org/abs/2503.14476>`_) keeps rare large advantages from being cut off
-            after one step, as they are by symmetric clipping.
+            after one step, as they are by symmetric clipping; it may be a :class:`Schedule`.
         clip_value: clipping range of the value, in normalized units.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
@@ -49,7 +54,7 @@ class PPOConfig:
     lr: float = 5e-4
     epochs: int = 15
     num_minibatches: int = 1
-    clip_epsilon: float | tuple[float, float] = 0.2
+    clip_epsilon: ClipEpsilon = 0.2
     clip_value: float = 0.2
     entropy_coeff: float = 0.01
     critic_coeff: float = 1.0
@@ -81,11 +86,20 @@ class PPOConfig:
         """Options of the critic's network."""
         return {"hidden": self.critic_hidden, "input_norm": self.input_norm}
 
+    def clip_epsilon_at(self, progress: float) -> float | tuple[float, float]:
+        """The clipping range at ``progress`` in [0, 1] of training."""
+        if isinstance(self.clip_epsilon, float | int):
+            return self.clip_epsilon
+        low, high = self.clip_epsilon
+        return low, as_schedule(high)(progress)
+
     def __post_init__(self) -> None:
         self.actor_hidden = tuple(self.actor_hidden)
         self.critic_hidden = tuple(self.critic_hidden)
         if not isinstance(self.clip_epsilon, float | int):
             low, high = self.clip_epsilon
+            if isinstance(high, Mapping):
+                high = as_schedule(high)
             self.clip_epsilon = (low, high)
         for name in ("epochs", "num_minibatches", "sequence_length"):
             if getattr(self, name) < 1:
@@ -282,6 +296,11 @@ class PPOAlgorithm(nn.Module):
 
     def on_progress(self, progress: float) -> None:
         """Called after each update with the share of training done; schedules go here."""
+        clip_epsilon = self.config.clip_epsilon_at(progress)
+        if isinstance(clip_epsilon, tuple):
+            for module in self.modules():
+                if isinstance(module, ClipPPOLoss):
+                    module.clip_epsilon_high.fill_(clip_epsilon[1])
 
 
 def make_value_norm() -> PopArtValueNorm:
@@ -315,7 +334,7 @@ def make_ppo_loss(
         huber_delta=config.huber_delta,
         clip_value=config.clip_value,
         critic_coeff=config.critic_coeff,
-        clip_epsilon=config.clip_epsilon,
+        clip_epsilon=config.clip_epsilon_at(0.0),
         entropy_coeff=config.entropy_coeff,
         normalize_advantage=True,
         normalize_advantage_exclude_dims=(-2,) if advantage_per_agent else (),
