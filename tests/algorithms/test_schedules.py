@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_agentmixer.algorithms import Schedule, make_algorithm
