@@ -35,6 +35,25 @@ def env(request):
     return make_env(request.param, num_envs=6, seed=0, **ENVS[request.param])
 
 
+# What a method refuses, each with a test of its own file.
+ONE_GROUP = ("mat", "mat_dec")
+NO_MEMORY = ("mat",)
+ONE_NETWORK = ("mat",)  # of all agents
+
+
+@pytest.fixture(autouse=True)
+def _only_what_a_method_can_do(request):
+    callspec = getattr(request.node, "callspec", None)
+    params = callspec.params if callspec else {}
+    name, test = params.get("name"), request.node.originalname
+    if name in NO_MEMORY and (params.get("memory") or params.get("memory_dim")):
+        pytest.skip(f"{name} has no memory")
+    if name in ONE_GROUP and test == "test_groups_of_agents_train_together":
+        pytest.skip(f"{name} is for one group")
+    if name in ONE_NETWORK and test == "test_an_agent_without_a_choice_leaves_the_losses":
+        pytest.skip(f"{name} has no parameters of one agent alone")
+
+
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}
 MEMORY = {"memory_dim": 8, "sequence_length": 4}
 
@@ -90,7 +109,7 @@ class TestConformance:
         for _ in range(50):
             with torch.no_grad():  # another network, whose outputs differ much
                 for parameter in policy.parameters():
-                    parameter.normal_()
+                    parameter += parameter.shape[-1] ** -0.5 * torch.randn_like(parameter)
             before, after = (policy(x.copy())["agents", "action"] for x in (data, disturbed))
             moved |= {i for i in (0, -1) if not torch.equal(before[:, i], after[:, i])}
         assert moved == ({0} if algorithm.decentralized_execution else {0, -1})
@@ -246,10 +265,10 @@ def test_methods_differ_only_in_method():
     """Actors of all methods have the same shapes: comparisons are fair by construction."""
     env = make_env("grid/predator_prey", num_envs=2)
     shapes = []
-    for name in ("mappo", "agent_mixer", "happo"):
+    for name in ("mappo", "agent_mixer", "happo", "mat_dec"):
         policy = make_algorithm(name, env, 100).execution_policy
         shapes.append([tuple(p.shape) for p in policy.parameters()])
-    assert shapes[0] == shapes[1] == shapes[2]
+    assert all(other == shapes[0] for other in shapes)
 
 
 def test_agent_mixer_learning_rates_by_part():

@@ -5,7 +5,15 @@ from __future__ import annotations
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO, AutoregressivePolicy
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
+from torchrl_agentmixer.algorithms.in_turn import InTurnPolicy
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.mat import (
+    MAT,
+    MATConfig,
+    MATDec,
+    MATDecConfig,
+    TransformerPolicy,
+)
 from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
 from torchrl_agentmixer.algorithms.registry import available_algorithms, make_algorithm
 from torchrl_agentmixer.algorithms.schedules import Schedule
@@ -15,14 +23,20 @@ __all__ = [
     "HAPPO",
     "IPPO",
     "MAPPO",
+    "MAT",
     "AgentMixer",
     "AgentMixerConfig",
     "AutoregressivePolicy",
     "HAPPOConfig",
     "HuberPPOLoss",
+    "InTurnPolicy",
+    "MATConfig",
+    "MATDec",
+    "MATDecConfig",
     "PPOAlgorithm",
     "PPOConfig",
     "Schedule",
+    "TransformerPolicy",
     "available_algorithms",
     "make_algorithm",
 ]

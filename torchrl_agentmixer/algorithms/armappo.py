@@ -15,8 +15,8 @@ from tensordict.nn import (
     TensorDictSequential,
 )
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, exploration_type
 
+from torchrl_agentmixer.algorithms.in_turn import InTurnPolicy
 from torchrl_agentmixer.algorithms.mappo import GroupedLoss
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
@@ -26,15 +26,12 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_value_norm,
 )
 from torchrl_agentmixer.decentralized import (
-    LOG_PROB_KEY,
     ContinuousDistribution,
     actor_module,
     product_policy,
 )
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, value_module
-
-_DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
 
 class ARMAPPO(PPOAlgorithm):
@@ -114,16 +111,8 @@ class ARMAPPO(PPOAlgorithm):
         )
 
 
-class AutoregressivePolicy(TensorDictModuleBase):
+class AutoregressivePolicy(InTurnPolicy):
     r"""One group's factor of the joint policy: :math:`\prod_i \pi_i(a_i \mid o_i, a_{<i})`.
-
-    Called, it lets the agents act one after another, as many calls of the batched actor as the
-    group has agents, and writes ``(group, "action")`` and each agent's conditional log-probability,
-    ``(group, "action_log_prob")`` ``[*B, n]``, whose sum is the group's joint one. It samples, or
-    takes each conditional's mode where TorchRL's exploration type is deterministic.
-
-    :meth:`get_dist` is for losses: all conditionals at the actions that the tensordict holds, in
-    one call. TorchRL's ``ClipPPOLoss`` and ``MAPPOLoss`` take it unchanged.
 
     Agent :math:`i` reads its observation and the actions of all agents before it, of its group and
     of the groups ``before``, ``[*B, o + D]`` with ``D`` the widths of all those actions (one-hot or
@@ -160,11 +149,8 @@ class AutoregressivePolicy(TensorDictModuleBase):
         *,
         greedy: bool = False,
     ) -> None:
-        super().__init__()
-        self.individual = individual
-        self.group = group
+        super().__init__(individual, group, greedy=greedy)
         self.before = tuple(before)
-        self.greedy = greedy
         width, n = group.action_dim, group.n_agents
         earlier = torch.ones(n, _actions_dim(self.before))
         own = torch.ones(n, n).tril(-1).repeat_interleave(width, -1)
@@ -202,68 +188,17 @@ class AutoregressivePolicy(TensorDictModuleBase):
         """The policy that takes each conditional's mode, in order; it shares the parameters."""
         return type(self)(self.individual, self.group, self.before, greedy=True)
 
-    @property
-    def log_prob_keys(self) -> list:
-        """Where :meth:`forward` writes log-probabilities."""
-        return [self.group.key(LOG_PROB_KEY)]
-
-    @property
-    def dist_sample_keys(self) -> list:
-        """Where :meth:`forward` writes actions."""
-        return [self.group.key("action")]
-
-    def get_dist(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
-        """Conditionals of all agents, given the actions in ``tensordict``; batch ``[*B, n]``.
-
-        ``log_prob`` of these same actions is the chain rule's terms; of others it is not.
-        """
-        return self.individual.get_dist(
-            self._inputs(tensordict, self._actions_in(tensordict, self.group))
-        )
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Act one after another: writes actions and their conditional log-probabilities."""
-        greedy = self.greedy or exploration_type() in _DETERMINISTIC
-        agent_dim = -1 if self.group.discrete else -2
-        action = self._blank(tensordict)
-        for index in range(self.group.n_agents):
-            inputs = self._inputs(tensordict, action)
-            dist = self.individual.get_dist(inputs)
-            draw = dist.deterministic_sample if greedy else dist.sample()
-            action.select(agent_dim, index).copy_(draw.detach().select(agent_dim, index))
-        # The last call saw all that any agent may see: it wrote everyone's parameters and memory.
-        inputs.set(self.group.key("action"), action)
-        inputs.set(self.group.key(LOG_PROB_KEY), dist.log_prob(action))
-        return tensordict.update(inputs.select(*self.out_keys))
-
-    def _blank(self, tensordict: TensorDictBase) -> torch.Tensor:
-        """Nobody has acted: zeros, which nobody sees; ``[*B, n]`` or ``[*B, n, A]``."""
-        observation = tensordict.get(self.group.key("observation"))
-        if self.group.discrete:
-            return observation.new_zeros(observation.shape[:-1], dtype=torch.int64)
-        return observation.new_zeros(*observation.shape[:-1], self.group.action_dim)
-
-    def _inputs(self, tensordict: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
+    def _inputs(self, context: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
         """What the actor reads, each agent's observation followed by the actions before it."""
-        taken = [(other, self._actions_in(tensordict, other)) for other in self.before]
-        context = torch.cat(
+        taken = [(other, self._actions_in(context, other)) for other in self.before]
+        row = torch.cat(
             [_as_entries(group, actions) for group, actions in [*taken, (self.group, action)]], -1
         )  # [*B, D]
-        inputs = tensordict.select(*self.individual.in_keys)
+        inputs = context.select(*self.individual.in_keys)
         key = self.group.key("observation")
         observation = inputs.get(key)
-        seen = (context.unsqueeze(-2) * self.visible).to(observation)  # [*B, n, D]
+        seen = (row.unsqueeze(-2) * self.visible).to(observation)  # [*B, n, D]
         return inputs.set(key, torch.cat([observation, seen], -1))
-
-    def _actions_in(self, tensordict: TensorDictBase, group: AgentGroup) -> torch.Tensor:
-        action = tensordict.get(group.key("action"), None)
-        if action is None:
-            raise KeyError(
-                f"AutoregressivePolicy of group {self.group.name!r}: expected the actions that it "
-                f"conditions on under {group.key('action')!r}, got entries "
-                f"{list(tensordict.keys(True, True))}."
-            )
-        return action
 
 
 def _actions_dim(groups: Sequence[AgentGroup]) -> int:

@@ -97,7 +97,7 @@ class MAPPO(PPOAlgorithm):
             policy, critic, config, value_norm, advantage_per_agent=self.value_per_agent
         )
         if self.value_per_agent:
-            loss.set_keys(**_value_keys(group))
+            loss.set_keys(**value_keys(group))
         return loss
 
     def make_critics(
@@ -150,7 +150,7 @@ class IPPO(MAPPO):
                 network, group.key("observation"), group.key("state_value"), value_norm
             )
             gae = MultiAgentGAE(gamma=config.gamma, lmbda=config.gae_lambda, value_network=critic)
-            gae.set_keys(**_value_keys(group))
+            gae.set_keys(**value_keys(group))
             parts.append((critic, value_norm, gae))
         return parts
 
@@ -190,7 +190,14 @@ class GroupedLoss(nn.Module):
         return TensorDict(mean)
 
 
-def _value_keys(group: AgentGroup) -> dict:
+def value_keys(group: AgentGroup) -> dict:
+    """Keys of values of each agent, for ``set_keys`` of a loss and of an advantage.
+
+    Examples:
+        >>> group = AgentGroup("team", 2, observation_dim=1, action_dim=2, discrete=True)
+        >>> value_keys(group)["value_target"]
+        ('team', 'value_target')
+    """
     return {
         "value": group.key("state_value"),
         "advantage": group.key("advantage"),

@@ -13,6 +13,7 @@ from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConf
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
 
 _ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
@@ -21,6 +22,8 @@ _ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
     "happo": (HAPPO, HAPPOConfig),
     "ippo": (IPPO, PPOConfig),
     "mappo": (MAPPO, PPOConfig),
+    "mat": (MAT, MATConfig),
+    "mat_dec": (MATDec, MATDecConfig),
 }
 
 
@@ -29,7 +32,7 @@ def available_algorithms() -> list[str]:
 
     Examples:
         >>> available_algorithms()
-        ['agent_mixer', 'armappo', 'happo', 'ippo', 'mappo']
+        ['agent_mixer', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec']
     """
     return sorted(_ALGORITHMS)
 

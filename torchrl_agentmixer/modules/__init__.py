@@ -8,8 +8,10 @@ from torchrl_agentmixer.modules.critics import CentralCritic, DecentralizedCriti
 from torchrl_agentmixer.modules.mixer import AgentMixing, MixerBlock
 from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
+from torchrl_agentmixer.modules.transformer import ActionDecoder, ObservationEncoder
 
 __all__ = [
+    "ActionDecoder",
     "AgentMixing",
     "CategoricalActor",
     "CentralCritic",
@@ -20,6 +22,7 @@ __all__ = [
     "ModifierGroup",
     "MultiAgentBody",
     "MultiAgentGRU",
+    "ObservationEncoder",
     "PolicyModifier",
     "value_module",
 ]

@@ -1,0 +1,182 @@
+"""Encoder and decoder of the Multi-Agent Transformer: agents are the tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torchrl_agentmixer.modules.initialization import orthogonal_
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+
+
+def _check_heads(owner: str, width: int, num_heads: int) -> None:
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(
+            f"{owner}: expected `num_heads` >= 1 that divides `width` {width}, got {num_heads}."
+        )
+
+
+class ObservationEncoder(nn.Module):
+    """Self-attention over all agents' observations (MAT's encoder, Figure 2).
+
+    Each agent's observation and its one-hot index are embedded (Linear -> ReLU -> LayerNorm), then
+    go through blocks of ``torch.nn.TransformerEncoderLayer``, which all agents attend in.
+
+    Args:
+        n_agents (int): tokens.
+        observation_dim (int): entries of one agent's observation.
+
+    Keyword Args:
+        width (int): entries of a token.
+        num_heads (int): attention heads; they divide ``width``.
+        num_blocks (int): blocks.
+        input_norm (bool): LayerNorm on the observation.
+
+    Raises:
+        ValueError: for heads that do not divide the width, or an observation of the wrong shape.
+
+    Examples:
+        >>> encoder = ObservationEncoder(n_agents=3, observation_dim=8, width=16)
+        >>> encoder(torch.randn(5, 2, 3, 8)).shape
+        torch.Size([5, 2, 3, 16])
+    """
+
+    one_hot: torch.Tensor
+
+    def __init__(
+        self,
+        n_agents: int,
+        observation_dim: int,
+        *,
+        width: int = 64,
+        num_heads: int = 1,
+        num_blocks: int = 1,
+        input_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_heads("ObservationEncoder", width, num_heads)
+        self.n_agents, self.observation_dim, self.width = n_agents, observation_dim, width
+        self.norm = nn.LayerNorm(observation_dim) if input_norm else nn.Identity()
+        self.embed = layer_norm_mlp(observation_dim + n_agents, (width,), input_norm=False)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, num_heads, width, dropout=0.0, activation="gelu", batch_first=True
+            )
+            for _ in range(num_blocks)
+        )
+        self.register_buffer("one_hot", torch.eye(n_agents), persistent=False)
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        """Map observations ``[*B, n, o]`` to representations ``[*B, n, width]``."""
+        if tuple(observation.shape[-2:]) != (self.n_agents, self.observation_dim):
+            raise ValueError(
+                f"ObservationEncoder: expected an observation of shape [*B, {self.n_agents}, "
+                f"{self.observation_dim}], got {tuple(observation.shape)}."
+            )
+        one_hot = self.one_hot.expand(*observation.shape[:-2], -1, -1)
+        tokens = self.embed(torch.cat([self.norm(observation), one_hot], -1))  # [*B, n, width]
+        batch = tokens.shape[:-2]
+        tokens = tokens.reshape(-1, *tokens.shape[-2:])
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens.reshape(*batch, self.n_agents, self.width)
+
+
+class ActionDecoder(nn.Module):
+    """Policy parameters for each agent from all representations and the actions before it.
+
+    MAT's decoder (Figure 2). The token of agent :math:`i` is the action of agent :math:`i - 1`, of
+    the first agent a start token, embedded as observations are. In each block the tokens attend
+    one another, the representations attend the tokens, both masked so that agent :math:`i` sees
+    the tokens up to its own, then comes an MLP; all residual, with a LayerNorm after each.
+
+    Args:
+        n_agents (int): tokens.
+        action_dim (int): number of actions (discrete), or action dimensions.
+        out_dim (int): entries of the output for each agent.
+
+    Keyword Args:
+        discrete (bool): whether actions are integers.
+        width (int): entries of a token and of a representation.
+        num_heads (int): attention heads; they divide ``width``.
+        num_blocks (int): blocks.
+        head_gain (float): gain of the last layer's orthogonal initialization.
+
+    Raises:
+        ValueError: for heads that do not divide the width.
+
+    Examples:
+        >>> decoder = ActionDecoder(n_agents=3, action_dim=5, out_dim=5, discrete=True, width=16)
+        >>> decoder(torch.randn(7, 3, 16), torch.zeros(7, 3, dtype=torch.int64)).shape
+        torch.Size([7, 3, 5])
+    """
+
+    def __init__(
+        self,
+        n_agents: int,
+        action_dim: int,
+        out_dim: int,
+        *,
+        discrete: bool,
+        width: int = 64,
+        num_heads: int = 1,
+        num_blocks: int = 1,
+        head_gain: float = 0.01,
+    ) -> None:
+        super().__init__()
+        _check_heads("ActionDecoder", width, num_heads)
+        self.action_dim, self.discrete = action_dim, discrete
+        self.embed = layer_norm_mlp(action_dim + 1, (width,), input_norm=False)
+        self.blocks = nn.ModuleList(
+            _DecoderBlock(n_agents, width, num_heads) for _ in range(num_blocks)
+        )
+        self.head = layer_norm_mlp(width, (width,), input_norm=False)
+        self.head.append(orthogonal_(nn.Linear(width, out_dim), gain=head_gain))
+
+    def forward(self, representation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Map ``[*B, n, width]`` and actions ``[*B, n]`` or ``[*B, n, A]`` to ``[*B, n, out_dim]``.
+
+        The output of agent :math:`i` depends on the actions of agents before it alone; those at
+        and after it may hold anything.
+        """
+        if self.discrete:
+            action = F.one_hot(action, self.action_dim)
+        action = action.to(representation)
+        # One step later, behind a start token, which has an entry of its own.
+        tokens = F.pad(action[..., :-1, :], (1, 0, 1, 0))  # [*B, n, 1 + action_dim]
+        tokens[..., 0, 0] = 1.0
+        tokens = self.embed(tokens)
+        batch = tokens.shape[:-2]
+        tokens, representation = (x.reshape(-1, *x.shape[-2:]) for x in (tokens, representation))
+        for block in self.blocks:
+            tokens = block(tokens, representation)
+        return self.head(tokens).reshape(*batch, *tokens.shape[-2:-1], -1)
+
+
+class _DecoderBlock(nn.Module):
+    """Masked self-attention of actions, masked attention of representations to them, an MLP."""
+
+    later: torch.Tensor
+
+    def __init__(self, n_agents: int, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.among_actions, self.to_actions = (
+            nn.MultiheadAttention(width, num_heads, batch_first=True) for _ in range(2)
+        )
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        later = torch.ones(n_agents, n_agents, dtype=torch.bool).triu(1)
+        self.register_buffer("later", later, persistent=False)
+
+    def forward(self, tokens: torch.Tensor, representation: torch.Tensor) -> torch.Tensor:
+        after_actions, after_representations, after_mlp = self.norms
+        tokens = after_actions(tokens + self._attend(self.among_actions, tokens, tokens))
+        seen = self._attend(self.to_actions, representation, tokens)
+        hidden = after_representations(representation + seen)
+        return after_mlp(hidden + self.mlp(hidden))
+
+    def _attend(
+        self, attention: nn.MultiheadAttention, query: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        return attention(query, tokens, tokens, attn_mask=self.later, need_weights=False)[0]
