@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_agentmixer.envs import MatrixGameEnv, PredatorPreyGridEnv, make_env
+from torchrl_agentmixer.envs.simulation_state import load_simulation_state, simulation_state
 
 NUM_ENVS = 6
 Build = Callable[..., EnvBase]
@@ -231,6 +232,40 @@ def test_results_do_not_change_afterwards(name):
         copies.append(data.clone())
     env.reset()
     assert all(_same(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+@every_env
+def test_it_goes_on_from_a_saved_state(name, tmp_path):
+    env = BUILDERS[name](num_envs=NUM_ENVS, seed=0)
+    data = _play(env, 7)[-1]
+    torch.save(simulation_state(env), tmp_path / "state.pt")
+    expected = _go_on(env, data, 60)
+
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = BUILDERS[name](num_envs=NUM_ENVS, seed=1)
+    _play(other, 3, seed=2)
+    load_simulation_state(other, saved)
+    assert _same(_go_on(other, data, 60), expected)
+    # What was loaded is not what went on from there.
+    load_simulation_state(env, saved)
+    assert _same(_go_on(env, data, 60), expected)
+
+
+def _go_on(env: EnvBase, stepped: TensorDictBase, steps: int) -> TensorDictBase:
+    """Random play after a step, with automatic resets: ``[steps, num_envs]``."""
+    data, history = env.step_mdp(stepped.clone()), []
+    data = env.maybe_reset(data)
+    for action in _actions(env, steps, seed=3):
+        stepped, data = env.step_and_maybe_reset(data.update(action))
+        history.append(stepped.clone())
+    return torch.stack(history)
+
+
+@every_env
+def test_the_state_of_another_environment_is_refused(name):
+    state = simulation_state(BUILDERS[name](num_envs=NUM_ENVS))
+    with pytest.raises(ValueError, match="simulation state"):
+        load_simulation_state(BUILDERS[name](num_envs=NUM_ENVS + 1), state)
 
 
 @every_env

@@ -92,11 +92,16 @@ def attack(tensordict: TensorDictBase) -> TensorDictBase:
         "test_time_limits_truncate_and_ends_terminate",
         "test_two_hundred_random_steps",
         "test_results_do_not_change_afterwards",
+        "test_the_state_of_another_environment_is_refused",
         "test_render",
     ],
 )
 def test_conformance_of(conformance, check):
     getattr(conformance, check)(NAME)
+
+
+def test_it_goes_on_from_a_saved_state(conformance, tmp_path):
+    conformance.test_it_goes_on_from_a_saved_state(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.envs.simulation_state import check_names, check_shape
 
 
 class TeamEnv(EnvBase):
@@ -156,6 +158,30 @@ class TeamEnv(EnvBase):
             batch_size=self.batch_size,
             device=self.device,
         )
+
+    def simulation_state(self) -> dict[str, Any]:
+        """All tensors of the simulation and its random numbers, see ``simulation_state``."""
+        return {
+            "generator": self._generator.get_state(),
+            **{name: value.clone() for name, value in self._own_tensors().items()},
+        }
+
+    def load_simulation_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another environment or number of them.
+        """
+        own, name = self._own_tensors(), type(self).__name__
+        check_names(name, state, {"generator", *own})
+        for key, value in own.items():
+            check_shape(name, key, state[key], value)
+        self._generator.set_state(state["generator"].cpu())
+        for key in own:
+            setattr(self, key, state[key].to(self.device, copy=True))
+
+    def _own_tensors(self) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device | str) -> TeamEnv:
         """This environment, if it lives on ``device``; it cannot move.

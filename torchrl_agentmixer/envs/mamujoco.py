@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
 from torchrl_agentmixer.envs.optional import require_mamujoco
+from torchrl_agentmixer.envs.simulation_state import check_shape
 
 
 class MaMujocoEnv(EnvBase):
@@ -240,6 +242,38 @@ class MaMujocoEnv(EnvBase):
             {**groups, "state": state, **flat}, batch_size=self.batch_size, device=self.device
         )
 
+    def simulation_state(self) -> dict[str, Any]:
+        """Robots and random numbers, see ``simulation_state``."""
+        return {
+            "rows": torch.from_numpy(self._rows.copy()),
+            "steps": torch.from_numpy(self._steps.copy()),
+            "physics": torch.from_numpy(np.stack([_physics(s) for s in self._simulators])),
+            "positions": torch.from_numpy(np.stack([_positions(s) for s in self._simulators])),
+            "random": [json.dumps(s.np_random.bit_generator.state) for s in self._simulators],
+        }
+
+    def load_simulation_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another robot or number of environments.
+        """
+        import mujoco
+
+        check_shape(self.task, "rows", state["rows"], self._rows)
+        self._rows[:] = state["rows"].numpy(force=True)
+        self._steps[:] = state["steps"].numpy(force=True)
+        for i, simulator in enumerate(self._simulators):
+            physics = state["physics"][i].numpy(force=True)
+            kind = mujoco.mjtState.mjSTATE_INTEGRATION
+            mujoco.mj_setState(simulator.model, simulator.data, physics, kind)
+            start = 0
+            positions = state["positions"][i].numpy(force=True)
+            for array in _cartesian(simulator):
+                array[:] = positions[start : start + array.size].reshape(array.shape)
+                start += array.size
+            simulator.np_random.bit_generator.state = json.loads(state["random"][i])
+
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
         """A picture of one robot: ``[480, 480, 3]``, uint8.
 
@@ -268,3 +302,22 @@ class MaMujocoEnv(EnvBase):
         for simulator in self._simulators:
             simulator.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _physics(simulator: Any) -> np.ndarray:
+    """All that a step of MuJoCo starts from."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    state = np.empty(mujoco.mj_stateSize(simulator.model, kind))
+    mujoco.mj_getState(simulator.model, simulator.data, state, kind)
+    return state
+
+
+def _cartesian(simulator: Any) -> list[np.ndarray]:
+    """Where bodies were before the last substep: what a reward by their motion starts from."""
+    return [simulator.data.xpos, simulator.data.xipos]
+
+
+def _positions(simulator: Any) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in _cartesian(simulator)])

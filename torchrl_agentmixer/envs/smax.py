@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer.envs.drawing import Canvas
 from torchrl_agentmixer.envs.masks import check_legal, draw_legal_actions
 from torchrl_agentmixer.envs.optional import require_smax
+from torchrl_agentmixer.envs.simulation_state import check_names, check_shape
 from torchrl_agentmixer.envs.smax_races import make_battle
 
 _STOP = 4  # the one action of the dead
@@ -203,6 +205,37 @@ class SmaxEnv(EnvBase):
         tensor = tensor.to(device, dtype, copy=True, memory_format=torch.contiguous_format)
         return jax.dlpack.from_dlpack(tensor)
 
+    def simulation_state(self) -> dict[str, Any]:
+        """Battles and random numbers, see ``simulation_state``."""
+        return {"used": self._used, "arrays": [_to_tensor(x) for x in self._simulated()[0]]}
+
+    def load_simulation_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another scenario or number of environments.
+        """
+        import jax
+
+        arrays, structure = self._simulated()
+        own = [_to_tensor(x) for x in arrays]
+        check_names(f"smax/{self.scenario}", range(len(state["arrays"])), range(len(own)))
+        for i, (new, old) in enumerate(zip(state["arrays"], own, strict=True)):
+            check_shape(f"smax/{self.scenario}", f"array {i}", new, old)
+        with jax.default_device(self._jax_device):
+            arrays = [_as_array(x, old) for x, old in zip(state["arrays"], arrays, strict=True)]
+        parts = jax.tree.unflatten(structure, arrays)
+        self._battles, self._starts, self._key, self._start_key = parts
+        self._used = state["used"]
+
+    def _simulated(self) -> tuple[list[Any], Any]:
+        import jax
+
+        if self._battles is None or self._starts is None:
+            self.reset()
+        parts = (self._battles, self._starts, self._key, self._start_key)
+        return jax.tree.flatten(parts)
+
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """Write random legal actions by the tensordict's mask; without one, any actions."""
         if tensordict is None:
@@ -345,6 +378,28 @@ def _canonical(tree: Any) -> Any:
     import jax
 
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
+
+
+def _is_key(array: Any) -> bool:
+    import jax
+
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _to_tensor(array: Any) -> torch.Tensor:
+    """A copy of an array, or of the numbers in a random key."""
+    import jax
+
+    return torch.from_numpy(np.array(jax.random.key_data(array) if _is_key(array) else array))
+
+
+def _as_array(tensor: torch.Tensor, like: Any) -> Any:
+    """What :func:`_to_tensor` made of an array ``like`` that one, undone."""
+    import jax
+    import jax.numpy as jnp
+
+    array = jnp.array(tensor.numpy(force=True))
+    return jax.random.wrap_key_data(array) if _is_key(like) else array.astype(like.dtype)
 
 
 def _jax_device(device: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,15 @@ from torchrl.envs import VmasEnv
 
 from torchrl_agentmixer.envs.drawing import Canvas, to_rgb
 from torchrl_agentmixer.envs.optional import require_vmas
+from torchrl_agentmixer.envs.simulation_state import (
+    State,
+    check_names,
+    check_shape,
+    numpy_random_state,
+    plain_random_state,
+    put,
+    tensors_within,
+)
 
 
 class VmasTeamEnv(VmasEnv):
@@ -161,6 +170,45 @@ class VmasTeamEnv(VmasEnv):
             self._random_state = list(shared)
             shared[:] = before
 
+    def simulation_state(self) -> State:
+        """World, scenario and random numbers, see ``simulation_state``."""
+        torch_state, numpy_state, python_state = self._random_state
+        return {
+            "random": (torch_state.clone(), plain_random_state(numpy_state), python_state),
+            "steps": self._steps.clone(),
+            "last_reward": self._last_reward.clone(),
+            "world": {
+                path: None if (value := _held(holder, name)) is None else value.clone()
+                for holder, name, path in self._simulated()
+            },
+        }
+
+    def load_simulation_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another scenario or number of environments.
+        """
+        label = f"VmasTeamEnv {self.scenario_name}"
+        places = list(self._simulated())
+        check_names(label, state["world"], [path for *_, path in places])
+        check_shape(label, "steps", state["steps"], self._steps)
+        for holder, name, path in places:
+            value = state["world"][path]
+            put(holder, name, None if value is None else value.to(self.device, copy=True))
+        self._steps = state["steps"].to(self.device, copy=True)
+        self._last_reward = state["last_reward"].to(self.device, copy=True)
+        torch_state, numpy_state, python_state = state["random"]
+        self._random_state = [
+            torch_state.cpu().clone(),
+            numpy_random_state(numpy_state),
+            python_state,
+        ]
+
+    def _simulated(self) -> Iterator[tuple[Any, Any, str]]:
+        modules = ("vmas", type(self.scenario).__module__)
+        return tensors_within(self._env, modules, known=(self._env.vmas_random_state,))
+
     def render(self, env_index: int = 0, size: int = 360, **kwargs: Any) -> np.ndarray:
         """A picture of one environment, without a display: ``[H, W, 3]``, uint8."""
         world = self._env.world
@@ -188,6 +236,10 @@ class VmasTeamEnv(VmasEnv):
             f"team reward {float(self._last_reward[env_index]):+.2f}",
         )
         return canvas.image()
+
+
+def _held(holder: Any, name: Any) -> torch.Tensor | None:
+    return holder[name] if isinstance(holder, dict | list | tuple) else vars(holder)[name]
 
 
 def _outline(shape: Any, scale: float, angle: float) -> float | list[tuple[float, float]]:
