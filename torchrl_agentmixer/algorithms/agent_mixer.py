@@ -29,7 +29,7 @@ COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
 # Up to the middle of training the team correlates; from there on, what is deployed gets sharp.
 _ANNEALED = Schedule(3.0, 0.0, until=0.5)
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
-_SHARPENED = Schedule(1.0, 0.2, since=0.5, until=1.0)
+_SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
 
 
 @dataclass(kw_only=True)
