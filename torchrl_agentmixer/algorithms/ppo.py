@@ -222,6 +222,31 @@ class PPOAlgorithm(nn.Module):
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()}
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """All that decides how training goes on: parameters, optimizer and progress."""
+        return {
+            "parameters": self.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "frames": self.frames,
+        }
+
+    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another method, environment or network size.
+        """
+        try:
+            self.load_state_dict(state["parameters"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{type(self).__name__}: expected the state of the same method with the same "
+                f"sizes: {error}"
+            ) from error
+        self.frames = state["frames"]
+        self.on_progress(self.progress)
+
     def learn(self, data: TensorDictBase) -> TensorDict:
         """All gradient steps on a batch with advantages, and the means of their metrics.
 

@@ -83,6 +83,8 @@ class VmasTeamEnv(VmasEnv):
         self._steps = torch.zeros(num_envs, 1, dtype=torch.int64, device=self.device)
         self._last_reward = torch.zeros(num_envs, 1, device=self.device)
         self._random_state = list(self._env.vmas_random_state)
+        # Scenarios make some of their tensors when they first step; a saved state has them all.
+        self.step(self.reset().update(self.full_action_spec.zero()))
         self.set_seed(seed if seed is not None else int(torch.randint(2**31, ())))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchrl_agentmixer.training.checkpointing import RunCheckpoints
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate, record_gif
 from torchrl_agentmixer.training.loop import Algorithm, LoopConfig, train
 from torchrl_agentmixer.training.memory import keep_freed_memory
@@ -11,6 +12,7 @@ __all__ = [
     "Algorithm",
     "Evaluation",
     "LoopConfig",
+    "RunCheckpoints",
     "RunDirectory",
     "evaluate",
     "keep_freed_memory",

@@ -33,8 +33,12 @@ class RunDirectory:
     Args:
         path (str or Path): created if missing.
 
+    Keyword Args:
+        resume (bool): go on with the run that the folder holds; :func:`train` takes its newest
+            checkpoint.
+
     Raises:
-        FileExistsError: if the folder already holds metrics.
+        FileExistsError: if the folder already holds metrics that are not to be resumed.
 
     Examples:
         >>> import tempfile
@@ -44,16 +48,17 @@ class RunDirectory:
         ['frames,return', '10,1.5']
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = Path(path)
+        self.resume = resume
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
         for existing in (self.metrics_path, self.episodes_path):
-            if existing.exists():
+            if existing.exists() and not resume:
                 raise FileExistsError(
                     f"{existing} holds the results of an earlier run and is left as it is: "
-                    "expected an empty run directory; name another one."
+                    "expected an empty run directory; name another one, or resume this one."
                 )
         self._columns: list[str] = []
 
@@ -91,6 +96,36 @@ class RunDirectory:
         columns = (values.tolist() for values in evaluation.episode_columns.values())
         for episode, values in enumerate(zip(*columns, strict=True)):
             self._append(self.episodes_path, [frames, episode, *values])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every table, which :meth:`cut` goes back to."""
+        tables = (self.metrics_path, self.episodes_path)
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in tables}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Take back what was logged after a checkpoint, which is logged again.
+
+        Raises:
+            ValueError: if a table is shorter than it was; it was changed by hand.
+        """
+        for name, size in sizes.items():
+            path = self.path / name
+            held = path.stat().st_size if path.exists() else 0
+            if held < size:
+                raise ValueError(
+                    f"{path}: expected at least the {size} bytes it had at the checkpoint, got "
+                    f"{held}: part of it is missing, and this run cannot be continued."
+                )
+        for name, size in sizes.items():
+            path = self.path / name
+            if size:
+                with path.open("r+b") as file:
+                    file.truncate(size)
+            else:
+                path.unlink(missing_ok=True)
+        if sizes["metrics.csv"]:
+            with self.metrics_path.open(newline="") as file:
+                self._columns = next(csv.reader(file))
 
     @staticmethod
     def _append(path: Path, row: list[Any]) -> None:

@@ -1,0 +1,279 @@
+"""Runs that are stopped go on to the same numbers; damaged checkpoints are told, and not used."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torchrl.envs import TransformedEnv
+
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.envs import CorrelationSeed, make_env
+from torchrl_agentmixer.reporting import read_metrics
+from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
+
+FRAMES = 240
+RUNS = {
+    "matrix": ("matrix/climbing", "agent_mixer", {}),
+    "grid": ("grid/predator_prey", "agent_mixer", {}),
+    "grid, seed": ("grid/predator_prey", "agent_mixer", {"seed_dim": 3}),
+    "grid, memory": ("grid/predator_prey", "agent_mixer", {"memory_dim": 4, "sequence_length": 5}),
+    "recall": ("memory/recall", "mappo", {"memory_dim": 4, "sequence_length": 5}),
+    "bridge": ("grid/bridge_crossing", "happo", {}),
+    "vmas": ("vmas/predator_prey", "agent_mixer", {}),
+    "two groups": ("vmas/simple_tag", "happo", {}),
+    "mamujoco": ("mamujoco/half_cheetah_6x1", "agent_mixer", {"memory_dim": 4}),
+    "mamujoco, happo": ("mamujoco/ant_4x2", "happo", {}),
+    "mat": ("grid/predator_prey", "mat", {}),
+}
+
+
+def run(path, kind="grid", *, resume=False, total_frames=FRAMES, on_metrics=None, **loop):
+    """Train for six batches, with a checkpoint after each."""
+    name, method, options = RUNS[kind]
+    torch.manual_seed(0)
+    envs = [make_env(name, num_envs=n, seed=0) for n in (4, 3)]
+    if options.get("seed_dim"):
+        envs = [TransformedEnv(env, CorrelationSeed(3)) for env in envs]
+    torch.manual_seed(0)
+    algorithm = make_algorithm(method, envs[0], total_frames, {"epochs": 2, **options})
+    config = LoopConfig(
+        total_frames=total_frames,
+        frames_per_batch=40,
+        eval_interval=80,
+        eval_steps=5,
+        **{"checkpoint_interval": 40, **loop},
+    )
+    messages: list[str] = []
+    directory = RunDirectory(path, resume=resume)
+    train(algorithm, *envs, config, directory, on_metrics=on_metrics, on_message=messages.append)
+    return algorithm, messages
+
+
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+def stop_at(frames):
+    def stop(row):
+        if row["frames"] == frames:
+            raise Stopped
+
+    return stop
+
+
+def outcome(path):
+    """What two equal runs have in common."""
+    metrics = {k: v for k, v in read_metrics(path).items() if not k.startswith("fps")}
+    parameters = torch.load(path / "algorithm.pt", weights_only=True)
+    return metrics, (path / "evaluation.csv").read_text(), parameters
+
+
+def assert_equal_runs(path, other):
+    (metrics, episodes, parameters), (metrics_2, episodes_2, parameters_2) = map(
+        outcome, (path, other)
+    )
+    assert metrics == metrics_2
+    assert episodes == episodes_2
+    assert parameters.keys() == parameters_2.keys()
+    for name, value in parameters.items():
+        assert torch.equal(value, parameters_2[name]), name
+
+
+@pytest.mark.parametrize("kind", list(RUNS))
+def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path, kind):
+    run(tmp_path / "whole", kind, checkpoint_interval=None)
+    for frames in (120, 200):  # stopped before that batch's checkpoint: goes on from 80, and 160
+        with pytest.raises(Stopped):
+            run(tmp_path / "cut", kind, resume=frames > 120, on_metrics=stop_at(frames))
+    _, messages = run(tmp_path / "cut", kind, resume=True)
+    assert messages == [f"{tmp_path / 'cut'}: resumed from the checkpoint at frame 160."]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_checkpointing import run
+path, resume, kind = sys.argv[1], sys.argv[2] == "resume", sys.argv[3]
+run(path, kind, resume=resume, on_metrics=lambda row: time.sleep(0.05))
+"""
+
+
+def start(path, *, resume, kind="grid"):
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        SCRIPT.format(tests=str(Path(__file__).parent)),
+    ]
+    mode = "resume" if resume else "new"
+    return subprocess.Popen(
+        [*command, path, mode, kind], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed(tmp_path):
+    """SIGKILL, at whatever it is doing after its first checkpoint, twice."""
+    run(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    for resume in (False, True):
+        process = start(cut, resume=resume)
+        if resume:
+            time.sleep(8)  # it may be importing, loading, or training
+        else:
+            wait_for(lambda: len(RunCheckpoints(cut / "checkpoints")) > 0, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run(cut, resume=True)
+    assert_equal_runs(tmp_path / "whole", cut)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_end(tmp_path, number, code):
+    run(tmp_path / "whole")
+    process = start(tmp_path / "cut", resume=False)
+    checkpoints = RunCheckpoints(tmp_path / "cut" / "checkpoints")
+    wait_for(lambda: len(checkpoints) > 0, process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    frames, _ = checkpoints.load_newest()
+    assert frames == read_metrics(tmp_path / "cut")["frames"][-1]
+    if frames < FRAMES:
+        run(tmp_path / "cut", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_time_limit(tmp_path):
+    run(tmp_path / "whole")
+    _, messages = run(tmp_path / "cut", max_time=1e-6, checkpoint_interval=10_000)
+    assert messages == [f"{tmp_path / 'cut'}: 1e-06 s are over at frame 40."]
+    assert not (tmp_path / "cut" / "algorithm.pt").exists()
+    run(tmp_path / "cut", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+# Damage.
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trapped",)
+
+
+def plant_a_pickle(path):
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    (name,) = (name for name in entries if "algorithm" in name and name.endswith("state.pt"))
+    entries[name] = pickle.dumps(Trap())
+    with zipfile.ZipFile(path, "w") as file:
+        for entry, content in entries.items():
+            file.writestr(entry, content)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, plant_a_pickle])
+def test_a_damaged_checkpoint_is_told_and_not_used(tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", on_metrics=stop_at(200))
+    _older, newer = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    damage(newer)
+    _, messages = run(tmp_path / "cut", resume=True)
+    assert messages[-1].endswith("resumed from the checkpoint at frame 120.")
+    assert str(newer) in messages[0] or len(messages) == 1
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, plant_a_pickle])
+def test_no_whole_checkpoint_is_an_error(tmp_path, damage):
+    with pytest.raises(Stopped):
+        run(tmp_path, on_metrics=stop_at(200))
+    before = (tmp_path / "metrics.csv").read_text()
+    for path in (tmp_path / "checkpoints").iterdir():
+        damage(path)
+    with pytest.raises(ValueError, match="no whole checkpoint") as error:
+        run(tmp_path, resume=True)
+    assert str(error.value).count(str(tmp_path / "checkpoints")) == 2
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+def test_nothing_to_resume_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        run(tmp_path, resume=True)
+
+
+def test_a_write_that_dies_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save({"a": {"x": torch.zeros(3)}}, frames=1)
+    written = zipfile.ZipFile.write
+
+    def disk_full(self, *args, **kwargs):
+        written(self, *args, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", disk_full)
+    with pytest.raises(OSError, match=r"frame 2 .*No space left.*1 earlier ones are left"):
+        checkpoints.save({"a": {"x": torch.ones(3)}}, frames=2)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    frames, parts = checkpoints.load_newest()
+    assert frames == 1
+    assert parts["a"]["x"].equal(torch.zeros(3))
+
+
+def test_the_newest_few_stay(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=2)
+    for frames in (900, 1_000, 10_000, 20_000):
+        checkpoints.save({"a": {"n": frames}}, frames=frames)
+    assert len(checkpoints) == len(list(tmp_path.iterdir())) == 2
+    assert checkpoints.load_newest() == (20_000, {"a": {"n": 20_000}})
+
+
+def test_a_table_that_lost_rows_is_refused(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, on_metrics=stop_at(200))
+    (tmp_path / "metrics.csv").write_text("frames\n40\n")
+    with pytest.raises(ValueError, match=r"metrics.csv: expected at least the \d+ bytes"):
+        run(tmp_path, resume=True)
+
+
+def test_the_state_of_another_method_is_refused(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, on_metrics=stop_at(200))
+    with pytest.raises(ValueError, match="AgentMixer: expected the state of the same method"):
+        run(tmp_path, "matrix", resume=True)
