@@ -30,11 +30,14 @@ _PACKAGES = (
 class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
+    The folder is claimed at once, by an empty ``metrics.csv``: of two runs that were sent to the
+    same folder at the same time, one is refused.
+
     Args:
         path (str or Path): created if missing.
 
     Raises:
-        FileExistsError: if the folder already holds metrics.
+        FileExistsError: if the folder already holds metrics, or is claimed.
 
     Examples:
         >>> import tempfile
@@ -49,12 +52,16 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
-        for existing in (self.metrics_path, self.episodes_path):
-            if existing.exists():
-                raise FileExistsError(
-                    f"{existing} holds the results of an earlier run and is left as it is: "
-                    "expected an empty run directory; name another one."
-                )
+        try:
+            if self.episodes_path.exists():
+                raise FileExistsError(self.episodes_path)
+            self.metrics_path.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"{self.path} holds the results of another run, or its claim, an empty "
+                f"{self.metrics_path.name}, and is left as it is: expected an empty run "
+                "directory. Name another one, or remove what a run left that failed at its start."
+            ) from error
         self._columns: list[str] = []
 
     def save_config(self, config: Mapping[str, Any]) -> None:
