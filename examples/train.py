@@ -4,6 +4,9 @@
     python examples/train.py env=grid_predator_prey algorithm=mappo seed=1
     python examples/train.py env=climbing algorithm=agent_mixer algorithm.head_gain=2 device=cpu
     python examples/train.py --multirun env=climbing algorithm=agent_mixer,mappo seed=0,1,2
+    python examples/train.py --multirun hydra/launcher=joblib env=climbing algorithm=mat seed=0,1,2
+
+The last one runs on all cores at once, with the ``sweep`` extra: ``docs/sweeps.md``.
 
 Fields are in ``examples/conf``. The run directory gets the config, the versions, metrics and
 evaluation episodes as CSV, the parameters, a learning curve, an animation of the decentralized
@@ -67,9 +70,6 @@ def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    directory = RunDirectory(folder)
-    directory.save_config(OmegaConf.to_container(config, resolve=True))
-
     env = build_env(config, config.env.num_envs, config.seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed)
     torch.manual_seed(config.seed)  # building an environment may have seeded the generator
@@ -81,6 +81,8 @@ def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
         eval_interval=config.env.eval_interval,
         eval_steps=config.env.eval_steps,
     )
+    directory = RunDirectory(folder)  # not before all that a wrong config can break
+    directory.save_config(OmegaConf.to_container(config, resolve=True))
     show = progress_bar(loop.total_frames)
     last = train(algorithm, env, eval_env, loop, directory, on_metrics=show)
     if config.plots:

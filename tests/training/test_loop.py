@@ -84,9 +84,18 @@ def test_evaluating_more_often_does_not_change_training(tmp_path):
 def test_refuses_a_used_run_directory_and_keeps_it(tmp_path):
     _, run, _ = small_run(tmp_path / "run")
     before = run.metrics_path.read_bytes()
-    with pytest.raises(FileExistsError, match="earlier run"):
+    with pytest.raises(FileExistsError, match="results of another run"):
         RunDirectory(run.path)
     assert run.metrics_path.read_bytes() == before
+
+
+def test_a_folder_is_claimed_before_anything_is_written(tmp_path):
+    """Two runs that start at once: the second writes nothing, not even its config."""
+    first = RunDirectory(tmp_path)
+    with pytest.raises(FileExistsError, match=r"or its claim, an empty metrics\.csv"):
+        RunDirectory(tmp_path)
+    first.log({"frames": 1})
+    assert first.metrics_path.read_text() == "frames\n1\n"
 
 
 class _Poison(Transform):

@@ -15,7 +15,12 @@ from torchrl_agentmixer.algorithms.mat import (
     TransformerPolicy,
 )
 from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
-from torchrl_agentmixer.algorithms.registry import available_algorithms, make_algorithm
+from torchrl_agentmixer.algorithms.registry import (
+    available_algorithms,
+    decentralized_execution,
+    default_options,
+    make_algorithm,
+)
 from torchrl_agentmixer.algorithms.schedules import Schedule
 
 __all__ = [
@@ -38,5 +43,7 @@ __all__ = [
     "Schedule",
     "TransformerPolicy",
     "available_algorithms",
+    "decentralized_execution",
+    "default_options",
     "make_algorithm",
 ]

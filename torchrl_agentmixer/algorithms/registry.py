@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from torchrl.envs import EnvBase
@@ -35,6 +35,26 @@ def available_algorithms() -> list[str]:
         ['agent_mixer', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec']
     """
     return sorted(_ALGORITHMS)
+
+
+def decentralized_execution(name: str) -> bool | None:
+    """Whether a method's agents execute on their own observations alone; None if it is unknown.
+
+    Examples:
+        >>> decentralized_execution("mappo"), decentralized_execution("mat")
+        (True, False)
+    """
+    return _ALGORITHMS[name][0].decentralized_execution if name in _ALGORITHMS else None
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """A method's hyperparameters as they are when nothing is said; none of an unknown method.
+
+    Examples:
+        >>> default_options("mappo")["gamma"]
+        0.99
+    """
+    return asdict(_ALGORITHMS[name][1]()) if name in _ALGORITHMS else {}
 
 
 def make_algorithm(

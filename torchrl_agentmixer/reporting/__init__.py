@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from torchrl_agentmixer.reporting.marl_eval import marl_eval_data
 from torchrl_agentmixer.reporting.plots import plot_learning_curve
-from torchrl_agentmixer.reporting.tables import read_metrics, results_table
+from torchrl_agentmixer.reporting.report import write_report
+from torchrl_agentmixer.reporting.runs import Run, check_comparable, read_runs
+from torchrl_agentmixer.reporting.tables import median_table, read_metrics, results_table
 
-__all__ = ["plot_learning_curve", "read_metrics", "results_table"]
+__all__ = [
+    "Run",
+    "check_comparable",
+    "marl_eval_data",
+    "median_table",
+    "plot_learning_curve",
+    "read_metrics",
+    "read_runs",
+    "results_table",
+    "write_report",
+]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torchrl_agentmixer.reporting.runs import Run
 
 
 def read_metrics(run: str | Path) -> dict[str, list[float | None]]:
@@ -13,6 +19,7 @@ def read_metrics(run: str | Path) -> dict[str, list[float | None]]:
 
     Raises:
         FileNotFoundError: if the folder holds no metrics.
+        ValueError: for a file without rows, or a row that is cut off or holds no number.
 
     Examples:
         >>> import tempfile
@@ -25,10 +32,26 @@ def read_metrics(run: str | Path) -> dict[str, list[float | None]]:
     path = Path(run) / "metrics.csv"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected the folder of a training run.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0]) if rows else []
-    return {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+    text = path.read_text()
+    names, *lines = list(csv.reader(text.splitlines())) or [[]]
+    if not lines:
+        raise ValueError(f"{path}: expected a header and rows of metrics, got {text[:80]!r}.")
+    if not text.endswith("\n") or len(lines[-1]) != len(names):
+        raise ValueError(
+            f"{path}: expected complete lines of {len(names)} cells, got a last line "
+            f"{text.splitlines()[-1][-80:]!r} that is cut off, as a run leaves that was stopped "
+            "while it wrote. Remove the line, or the run."
+        )
+    try:
+        rows = [
+            dict(zip(names, (float(cell) if cell else None for cell in line), strict=True))
+            for line in lines
+        ]
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected lines of {len(names)} numbers or empty cells, got {error}."
+        ) from error
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def results_table(runs: Sequence[str | Path]) -> str:
@@ -69,6 +92,79 @@ def results_table(runs: Sequence[str | Path]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Examples:
+        >>> print(markdown(["a", "b"], [["1", "2"]]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    lines = [header, *rows]
+    written = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([written[0], "|" + "---|" * len(header), *written[1:]])
+
+
+def within_one_deviation(center: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Which values are within one deviation of the highest: their intervals overlap with its.
+
+    A value's interval is itself plus and minus its own deviation. On the six rows of Table 1 of
+    `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_ this is what is set in bold there.
+
+    Args:
+        center (array): values ``[methods]``.
+        deviation (array): standard deviations ``[methods]``.
+
+    Examples:
+        >>> within_one_deviation(np.array([0.5, 0.4, 0.2]), np.array([0.1, 0.05, 0.1])).tolist()
+        [True, True, False]
+    """
+    best = int(np.argmax(center))
+    return center + deviation >= center[best] - deviation[best]
+
+
+def median_table(
+    cells: Mapping[str, Mapping[str, Sequence[Run]]],
+    column: str,
+    titles: Mapping[str, str] | None = None,
+) -> str:
+    """Markdown in the layout of Table 1 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_.
+
+    A line for each task and a column for each method: the median of the last evaluations of all
+    seeds, their standard deviation (of the population) and number, in bold within one deviation of
+    the best (:func:`within_one_deviation`).
+
+    Args:
+        cells (mapping): runs by task and method, as :func:`by_task` returns them.
+        column (str): of ``metrics.csv``.
+        titles (mapping, optional): of methods, their names by default.
+    """
+    methods = sorted({method for task in cells.values() for method in task})
+    rows = []
+    for task, of_methods in cells.items():
+        scores = {m: np.array([r.final(column) for r in runs]) for m, runs in of_methods.items()}
+        center = np.array([np.median(values) for values in scores.values()])
+        deviation = np.array([values.std() for values in scores.values()])
+        bold = dict(zip(scores, within_one_deviation(center, deviation), strict=True))
+        written = {
+            method: f"{np.median(values):.3g}<sub>{values.std():.2g}</sub>"
+            for method, values in scores.items()
+        }
+        rows.append(
+            [
+                task,
+                *(
+                    f"{f'**{written[m]}**' if bold[m] else written[m]} ({len(scores[m])})"
+                    if m in scores
+                    else ""
+                    for m in methods
+                ),
+            ]
+        )
+    return markdown(["task", *((titles or {}).get(method, method) for method in methods)], rows)
 
 
 def _last(values: Sequence[float | None]) -> float | None:

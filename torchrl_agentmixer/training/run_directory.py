@@ -30,6 +30,9 @@ _PACKAGES = (
 class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
+    The folder is claimed at once, by an empty ``metrics.csv``: of two runs that were sent to the
+    same folder at the same time, one is refused.
+
     Args:
         path (str or Path): created if missing.
 
@@ -38,7 +41,7 @@ class RunDirectory:
             checkpoint.
 
     Raises:
-        FileExistsError: if the folder already holds metrics that are not to be resumed.
+        FileExistsError: if the folder already holds metrics, or is claimed, and is not resumed.
 
     Examples:
         >>> import tempfile
@@ -54,13 +57,22 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
-        for existing in (self.metrics_path, self.episodes_path):
-            if existing.exists() and not resume:
-                raise FileExistsError(
-                    f"{existing} holds the results of an earlier run and is left as it is: "
-                    "expected an empty run directory; name another one, or resume this one."
-                )
+        if not resume:
+            self._claim()
         self._columns: list[str] = []
+
+    def _claim(self) -> None:
+        try:
+            if self.episodes_path.exists():
+                raise FileExistsError(self.episodes_path)
+            self.metrics_path.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise FileExistsError(
+                f"{self.path} holds the results of another run, or its claim, an empty "
+                f"{self.metrics_path.name}, and is left as it is: expected an empty run "
+                "directory. Resume it, name another one, or remove what a run left that failed "
+                "at its start."
+            ) from error
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config and the versions it ran with, as JSON."""

@@ -1,0 +1,42 @@
+"""Report on a folder of runs.
+
+python -m torchrl_agentmixer.reporting runs --out report
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchrl_agentmixer.reporting.report import METRICS, write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; an error that a user can mend ends it with one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_agentmixer.reporting",
+        description="Tables, plots and data of all runs of a folder.",
+    )
+    parser.add_argument("runs", type=Path, help="laid out as <task>/<method>/<run>")
+    parser.add_argument("--out", type=Path, required=True, help="where the report goes")
+    parser.add_argument("--metric", choices=METRICS, default="score")
+    parser.add_argument("--baseline", help="method that the others are compared with")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
+    chosen = parser.parse_args(arguments)
+    try:
+        written = write_report(
+            chosen.runs,
+            chosen.out,
+            metric=chosen.metric,
+            baseline=chosen.baseline,
+            resamples=chosen.resamples,
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    sys.stdout.write("\n".join(map(str, written)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

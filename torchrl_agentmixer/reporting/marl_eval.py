@@ -1,0 +1,76 @@
+"""Export to the JSON of marl-eval, the field's tool for standardized evaluations."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import Any
+
+from torchrl_agentmixer.reporting.runs import Run
+
+
+def marl_eval_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """All evaluations of the decentralized policies, in the structure that marl-eval reads.
+
+    The format is "Data Structure for Raw Experiment data" of the README of marl-eval
+    (https://github.com/instadeepai/marl-eval; Gorsane et al. 2022,
+    `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_): environment, task, algorithm, run, and
+    for each evaluation ``"step_<k>"`` with ``"step_count"`` and lists of values: ``"return"`` of
+    every episode, ``"score"`` and, where there is one, ``"win_rate"`` of them all.
+    ``"absolute_metrics"`` hold one value each, the mean of the best evaluation. marl-eval defines
+    them on ten times as many new episodes, which a run directory does not have: they are too high
+    by what was picked.
+
+    Args:
+        runs (sequence of Run): as :func:`read_runs` returns them.
+
+    Raises:
+        ValueError: for a run whose ``evaluation.csv`` is missing or half-written.
+
+    Examples:
+        >>> marl_eval_data([])
+        {}
+    """
+    data: dict[str, Any] = {}
+    for run in runs:
+        environment, _, task = str(run.config["env"]["name"]).partition("/")
+        name = task if run.task == run.config["env"]["name"] else run.task
+        methods = data.setdefault(environment, {}).setdefault(name or environment, {})
+        methods.setdefault(run.method, {})[f"seed_{run.seed}"] = _run_data(run)
+    return data
+
+
+def _run_data(run: Run) -> dict[str, Any]:
+    returns = _episode_returns(run)
+    team = {
+        name: dict(zip(*run.curve(f"eval_{name}"), strict=True))
+        for name in ("score", "win_rate")
+        if f"eval_{name}" in run.metrics
+    }
+    steps: dict[str, Any] = {}
+    for index, (frames, values) in enumerate(returns.items(), 1):
+        of_all = {name: [float(by_frame[frames])] for name, by_frame in team.items()}
+        steps[f"step_{index}"] = {"step_count": frames, "return": values, **of_all}
+    names = ["return", *team]
+    means = {n: [sum(step[n]) / len(step[n]) for step in steps.values()] for n in names}
+    return {**steps, "absolute_metrics": {name: [max(values)] for name, values in means.items()}}
+
+
+def _episode_returns(run: Run) -> dict[int, list[float]]:
+    path = run.path / "evaluation.csv"
+    returns: dict[int, list[float]] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                returns.setdefault(int(row["frames"]), []).append(float(row["return"]))
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected the frames and return of every evaluation episode, got {error!r}."
+        ) from error
+    evaluated = [int(frames) for frames in run.curve("eval_return")[0]]
+    if list(returns) != evaluated:
+        raise ValueError(
+            f"{path}: expected episodes of the evaluations in metrics.csv, at frames {evaluated}, "
+            f"got {list(returns)}."
+        )
+    return returns
