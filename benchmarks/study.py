@@ -8,10 +8,10 @@ out; each crosses its environments with its candidates and seeds. Environments a
 lists of overrides of ``examples/train.py``, which is what runs. What is compared is the ``metric``
 of evaluation episodes: ``score``, total reward over total steps (the default), or ``return``.
 
-A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one that was stopped is
-begun again. The report holds every seed: a tidy CSV with every evaluation, a table for each
-environment, and its curves. The first candidate of an environment is the one that the others are
-compared with.
+A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one that was stopped
+goes on from its last checkpoint. The report holds every seed: a tidy CSV with every evaluation, a
+table for each environment, and its curves. The first candidate of an environment is the one that
+the others are compared with.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS = {
 }
 TABLE = ("eval", "eval_joint", "eval_individual", "mode_agreement")
 CURVES = (*TABLE[:3], "mode_agreement", "divergence", "entropy")
-FIXED = ("plots=false", "num_threads=1")
+FIXED = ("plots=false", "num_threads=1", "auto_resume=true")
 
 
 class Job(NamedTuple):
@@ -92,7 +92,8 @@ def run(job: Job, out: Path) -> str:
 
     folder = job.folder(out)
     unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if not train.can_resume(unfinished):
+        shutil.rmtree(unfinished, ignore_errors=True)
     with initialize_config_dir(str(EXAMPLES.resolve() / "conf"), version_base="1.3"):
         config = compose("config", overrides=list(job.overrides))
     last = train.run(config, unfinished)

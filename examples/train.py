@@ -5,8 +5,10 @@
     python examples/train.py env=climbing algorithm=agent_mixer algorithm.head_gain=2 device=cpu
     python examples/train.py --multirun env=climbing algorithm=agent_mixer,mappo seed=0,1,2
     python examples/train.py --multirun hydra/launcher=joblib env=climbing algorithm=mat seed=0,1,2
+    python examples/train.py resume=runs/grid_predator_prey/mappo/seed_1_20260101_120000
 
-The last one runs on all cores at once, with the ``sweep`` extra: ``docs/sweeps.md``.
+``hydra/launcher=joblib`` runs on all cores at once, with the ``sweep`` extra: ``docs/sweeps.md``.
+A run that was stopped goes on by ``resume=``, to the same numbers: ``docs/checkpoints.md``.
 
 Fields are in ``examples/conf``. The run directory gets the config, the versions, metrics and
 evaluation episodes as CSV, the parameters, a learning curve, an animation of the decentralized
@@ -65,8 +67,13 @@ def progress_bar(total_frames: int):
     return show
 
 
+# What may differ between a run and its continuation.
+FREE = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
+
+
 def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
     """Train, and leave everything in ``folder``; the last row of metrics."""
+    resume = config.resume is not None or (config.auto_resume and can_resume(folder))
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
@@ -80,14 +87,32 @@ def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
         frames_per_batch=config.env.frames_per_batch,
         eval_interval=config.env.eval_interval,
         eval_steps=config.env.eval_steps,
+        checkpoint_interval=config.checkpoint_interval,
+        keep_checkpoints=config.keep_checkpoints,
+        max_time=config.max_time,
     )
-    directory = RunDirectory(folder)  # not before all that a wrong config can break
-    directory.save_config(OmegaConf.to_container(config, resolve=True))
+    directory = RunDirectory(folder, resume=resume)  # not before all that a wrong config can break
+    plain = OmegaConf.to_container(config, resolve=True)
+    if resume:
+        for other in directory.check_config(plain, free=FREE):
+            print(f"{folder}: {other}; the numbers may differ from those of one run")
+    else:
+        directory.save_config(plain)
     show = progress_bar(loop.total_frames)
-    last = train(algorithm, env, eval_env, loop, directory, on_metrics=show)
-    if config.plots:
+    last = train(algorithm, env, eval_env, loop, directory, on_metrics=show, on_message=print)
+    if config.plots and last["frames"] >= loop.total_frames:
         report(folder, algorithm, eval_env, config.env.eval_steps)
     return last
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether a run was begun there; one that ended before its first checkpoint is forgotten."""
+    if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+        return True
+    claim = folder / "metrics.csv"
+    if claim.exists() and not claim.stat().st_size:
+        claim.unlink()
+    return False
 
 
 def report(path: Path, algorithm, eval_env: EnvBase, eval_steps: int) -> None:
@@ -102,6 +127,10 @@ def report(path: Path, algorithm, eval_env: EnvBase, eval_steps: int) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is not None:
+        folder = Path(config.resume)
+        begun = OmegaConf.create(RunDirectory(folder, resume=True).saved_config())
+        config = OmegaConf.merge(begun, {name: config[name] for name in FREE})
     last = run(config, folder)
     print(results_table([folder]))
     print(f"run directory: {folder}")

@@ -100,3 +100,52 @@ def test_the_default_config_is_the_measured_one():
     assert written.pop("name") == "agent_mixer"
     assert asdict(AgentMixerConfig(**written)) == asdict(AgentMixerConfig())
     assert written.keys() == asdict(AgentMixerConfig()).keys()
+
+
+def without_rates(folder):
+    return {k: v for k, v in read_metrics(folder).items() if not k.startswith("fps")}
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    options = (
+        "env=grid_predator_prey",
+        "algorithm=agent_mixer",
+        "algorithm.epochs=1",
+        "plots=false",
+    )
+    train(tmp_path / "whole", *options)
+    output = train(tmp_path, *options, "max_time=1e-6")
+    cut = tmp_path / "run"
+    assert "1e-06 s are over at frame 400" in output
+    assert not (cut / "algorithm.pt").exists()
+    # By its directory, with the config it was begun with:
+    output = run("examples/train.py", f"resume={cut}", f"hydra.run.dir={tmp_path / 'hydra'}")
+    assert "resumed from the checkpoint at frame 400" in output
+    assert without_rates(cut) == without_rates(tmp_path / "whole" / "run")
+    # And a complete one stays as it is.
+    before = (cut / "metrics.csv").read_text()
+    train(tmp_path, *options, "auto_resume=true")
+    assert (cut / "metrics.csv").read_text() == before
+
+
+def test_auto_resume_begins_and_goes_on(tmp_path):
+    options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
+    train(tmp_path, *options, "max_time=1e-6")
+    output = train(tmp_path, *options)
+    assert "resumed from the checkpoint at frame 400" in output
+    assert read_metrics(tmp_path / "run")["frames"] == [400, 800]
+
+
+def test_another_config_is_no_continuation(tmp_path):
+    options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
+    train(tmp_path, *options, "max_time=1e-6")
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    output = train(tmp_path, *options, "algorithm.lr=0.25", ok=False)
+    assert "algorithm.lr: 0.0005 then, 0.25 now" in output
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
+def test_nothing_to_resume_is_explained(tmp_path):
+    output = train(tmp_path, f"resume={tmp_path / 'none'}", ok=False)
+    assert f"{tmp_path / 'none'} is no directory" in output
+    assert not (tmp_path / "none").exists()

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_agentmixer.envs import MatrixGameEnv, PredatorPreyGridEnv, make_env
-from torchrl_agentmixer.envs.simulation_state import load_simulation_state, simulation_state
+from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 NUM_ENVS = 6
 Build = Callable[..., EnvBase]

@@ -12,6 +12,7 @@ from torchrl_agentmixer.envs.memory import with_memory
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
 from torchrl_agentmixer.envs.registry import available_envs, make_env, register_env
+from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 __all__ = [
     "BridgeCrossingEnv",
@@ -27,9 +28,11 @@ __all__ = [
     "VmasTeamEnv",
     "available_envs",
     "climbing",
+    "load_simulation_state",
     "make_env",
     "penalty",
     "register_env",
+    "simulation_state",
     "stag_hunt",
     "with_memory",
 ]

@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.envs.simulation_state import check_names, check_shape
+from torchrl_agentmixer.envs.simulation import check_names, check_shape
 
 
 class TeamEnv(EnvBase):

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
 from torchrl_agentmixer.envs.optional import require_mamujoco
-from torchrl_agentmixer.envs.simulation_state import check_shape
+from torchrl_agentmixer.envs.simulation import check_shape
 
 
 class MaMujocoEnv(EnvBase):

@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer.envs.drawing import Canvas
 from torchrl_agentmixer.envs.masks import check_legal, draw_legal_actions
 from torchrl_agentmixer.envs.optional import require_smax
-from torchrl_agentmixer.envs.simulation_state import check_names, check_shape
+from torchrl_agentmixer.envs.simulation import check_names, check_shape
 from torchrl_agentmixer.envs.smax_races import make_battle
 
 _STOP = 4  # the one action of the dead

@@ -14,7 +14,7 @@ from torchrl.envs import VmasEnv
 
 from torchrl_agentmixer.envs.drawing import Canvas, to_rgb
 from torchrl_agentmixer.envs.optional import require_vmas
-from torchrl_agentmixer.envs.simulation_state import (
+from torchrl_agentmixer.envs.simulation import (
     State,
     check_names,
     check_shape,

@@ -18,7 +18,7 @@ from torchrl.checkpoint import (
 )
 from torchrl.collectors import Collector
 
-from torchrl_agentmixer.envs.simulation_state import load_simulation_state, simulation_state
+from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 FORMAT = 1
 State = dict[str, Any]

@@ -112,12 +112,12 @@ def train(
     to show what decentralization costs (``eval_``, ``eval_joint_`` and ``eval_individual_``
     columns).
 
-    With ``config.checkpoint_interval``, checkpoints are written to ``checkpoints/``: at each
-    interval, at the end, at ``config.max_time``, and when the process is asked to end (SIGTERM, or
-    SIGINT, which is Ctrl-C), after the batch it is at; ``algorithm.pt`` is written at the end of
-    training alone. A run directory that was opened with ``resume=True`` goes on from its newest
-    whole checkpoint to the same numbers as a run that was never stopped (on a CPU, bit for bit,
-    ``fps`` aside), if the environment can tell its state (see
+    With ``config.checkpoint_interval``, checkpoints are written to ``checkpoints/``: before the
+    first batch, at each interval, at the end, at ``config.max_time``, and, after the batch it is
+    at, when the process is asked to end (SIGTERM; SIGINT, which is Ctrl-C). ``algorithm.pt`` is
+    written at the end of training alone. A run directory that was opened with ``resume=True`` goes
+    on from its newest whole checkpoint to the same numbers as a run that was never stopped (on a
+    CPU, bit for bit, ``fps`` aside), if the environment can tell its state (see
     :func:`~torchrl_agentmixer.envs.simulation_state`); else with new episodes.
 
     Args:
@@ -188,6 +188,8 @@ def train(
             }
             checkpoints.save(parts, frames=frames)
 
+        if next_checkpoint is not None and not run.resume:
+            save()  # from now on, there is one to resume from
         batches = iter(collector)
         with _asked_to_end() as asked:
             while frames < config.total_frames:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ _PACKAGES = (
 )
 
 
+_MISSING = object()
+
+
 class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
@@ -41,6 +45,7 @@ class RunDirectory:
             checkpoint.
 
     Raises:
+        FileNotFoundError: if there is no folder to resume.
         FileExistsError: if the folder already holds metrics, or is claimed, and is not resumed.
 
     Examples:
@@ -54,6 +59,8 @@ class RunDirectory:
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = Path(path)
         self.resume = resume
+        if resume and not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path} is no directory: expected that of a run.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
@@ -76,14 +83,57 @@ class RunDirectory:
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config and the versions it ran with, as JSON."""
-        versions = {"python": platform.python_version()}
-        for package in _PACKAGES:
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                versions[package] = "not installed"
         (self.path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-        (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+        (self.path / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n")
+
+    def saved_config(self) -> dict[str, Any]:
+        """The config that the run was begun with.
+
+        Raises:
+            FileNotFoundError: if the folder holds no run.
+        """
+        path = self.path / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: expected the directory of a run that was begun here."
+            )
+        return json.loads(path.read_text())
+
+    def check_config(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+        """Compare the config of a continuation with that of the run, and the versions.
+
+        Args:
+            config (mapping): of the continuation.
+
+        Keyword Args:
+            free (collection of str): top-level fields that may differ.
+
+        Returns:
+            list of str: packages that have another version now; the numbers may differ then.
+
+        Raises:
+            ValueError: if other fields differ, with both values of each.
+        """
+        before, now = (
+            {k: v for k, v in _flat(c).items() if k.partition(".")[0] not in free}
+            for c in (self.saved_config(), config)
+        )
+        differ = [
+            f"{key}: {before.get(key, 'missing')!r} then, {now.get(key, 'missing')!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key, _MISSING) != now.get(key, _MISSING)
+        ]
+        if differ:
+            raise ValueError(
+                f"{self.path}: expected the config that the run was begun with:\n"
+                + "\n".join(differ)
+            )
+        then = json.loads((self.path / "versions.json").read_text())
+        return [
+            f"{package} {then.get(package)} then, {number} now"
+            for package, number in _versions().items()
+            if then.get(package) != number
+        ]
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row of metrics; ``None`` is an empty cell.
@@ -103,7 +153,7 @@ class RunDirectory:
 
     def log_episodes(self, frames: int, evaluation: Evaluation) -> None:
         """Append one row for each evaluation episode."""
-        if not self.episodes_path.exists():
+        if not (self.episodes_path.exists() and self.episodes_path.stat().st_size):
             self._append(self.episodes_path, ["frames", "episode", *evaluation.episode_columns])
         columns = (values.tolist() for values in evaluation.episode_columns.values())
         for episode, values in enumerate(zip(*columns, strict=True)):
@@ -130,11 +180,8 @@ class RunDirectory:
                 )
         for name, size in sizes.items():
             path = self.path / name
-            if size:
-                with path.open("r+b") as file:
-                    file.truncate(size)
-            else:
-                path.unlink(missing_ok=True)
+            if path.exists():
+                os.truncate(path, size)
         if sizes["metrics.csv"]:
             with self.metrics_path.open(newline="") as file:
                 self._columns = next(csv.reader(file))
@@ -145,3 +192,24 @@ class RunDirectory:
             csv.writer(file, lineterminator="\n").writerow(
                 ["" if value is None else value for value in row]
             )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of fields by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
