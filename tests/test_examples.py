@@ -61,6 +61,7 @@ def test_drop_in(actions):
         ("grid_predator_prey", "agent_mixer_paper"),
         ("climbing", "mappo"),
         ("penalty", "ippo"),
+        ("penalty", "mat"),
         ("bridge_crossing", "agent_mixer"),
     ],
 )

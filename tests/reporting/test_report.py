@@ -234,6 +234,7 @@ class TestRefusals:
         self.refused(study, "a complete run of 40 frames, got 30", path)
         path.rename(path.with_suffix(".unfinished"))
         assert len(read_runs(study)) == 10
+        assert len(read_runs(study.rename(study.with_suffix(".unfinished")))) == 10
 
     @pytest.mark.parametrize("cut", [1, 3, 6])
     def test_a_half_written_line(self, study, cut):

@@ -147,6 +147,14 @@ def plot_bands(
     Keyword Args:
         xlabel (str): of the axis.
         ylabel (str): of the axis.
+
+    Examples:
+        >>> import tempfile
+        >>> x = np.linspace(0, 1, 5)
+        >>> path = Path(tempfile.mkdtemp()) / "bands.png"
+        >>> band = Estimate(x, x - 0.1, x + 0.1)
+        >>> plot_bands(x, {"mappo": band}, path, xlabel="frames", ylabel="score").exists()
+        True
     """
     figure = _figure((6.4, 4.0))
     axes = figure.add_subplot()
@@ -175,6 +183,13 @@ def plot_intervals(
     Keyword Args:
         xlabel (str): of the axes.
         limits (tuple of float, optional): of the axes.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "intervals.png"
+        >>> mean = Estimate(*np.array([0.5, 0.4, 0.7]))
+        >>> plot_intervals({"mappo": {"mean": mean}}, path, xlabel="score").exists()
+        True
     """
     names = list(next(iter(estimates.values())))
     figure = _figure((1.5 + 3 * len(names), 1.2 + 0.4 * len(estimates)))

@@ -68,6 +68,19 @@ def write_report(
     Raises:
         ValueError: for an unknown metric or baseline, or runs that cannot be compared.
         ImportError: without rliable or matplotlib, with the command that installs them.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_agentmixer.training import Evaluation, RunDirectory
+        >>> root = Path(tempfile.mkdtemp())
+        >>> run = RunDirectory(root / "runs" / "climbing" / "mappo" / "seed_0")
+        >>> env = {"name": "matrix/climbing", "kwargs": {}, "total_frames": 10}
+        >>> run.save_config({"env": env, "algorithm": {"name": "mappo"}, "seed": 0})
+        >>> run.log({"frames": 10, "eval_score": 7.0, "eval_return": 7.0})
+        >>> run.log_episodes(10, Evaluation(np.array([7.0]), np.array([1])))
+        >>> files = write_report(root / "runs", root / "report", resamples=10)
+        >>> [path.name for path in files if path.suffix != ".png"]
+        ['marl_eval.json', 'report.md', 'scores.csv']
     """
     if metric not in METRICS:
         raise ValueError(unknown_name("metric", metric, METRICS))

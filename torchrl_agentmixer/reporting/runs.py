@@ -112,7 +112,11 @@ def read_runs(folder: str | Path) -> list[Run]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: expected a folder of run directories.")
     paths = sorted(path.parent for path in folder.rglob("config.json"))
-    paths = [path for path in paths if not any(p.endswith(UNFINISHED) for p in path.parts)]
+    paths = [
+        path
+        for path in paths
+        if not any(part.endswith(UNFINISHED) for part in path.relative_to(folder).parts)
+    ]
     if not paths:
         raise ValueError(
             f"{folder}: expected run directories, with the config.json and metrics.csv that "

@@ -15,7 +15,12 @@ SHARES = np.arange(1, 21) / 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; numbers, or arrays of one shape."""
+    """A figure and its 95 % interval; numbers, or arrays of one shape.
+
+    Examples:
+        >>> f"{Estimate(np.array(1.0), np.array(0.5), np.array(2.0)):.1f}"
+        '1.0 [0.5, 2.0]'
+    """
 
     value: np.ndarray
     low: np.ndarray
@@ -87,6 +92,11 @@ def cell_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, E
     """Mean, median and interquartile mean of one task's runs ``[runs]``.
 
     The median is over runs. Over tasks, rliable's median is another one: of the tasks' means.
+
+    Examples:
+        >>> statistics = cell_statistics(np.array([0.0, 1.0, 2.0, 9.0]), resamples=20)
+        >>> {name: float(estimate.value) for name, estimate in statistics.items()}
+        {'mean': 3.0, 'median': 1.5, 'IQM': 1.5}
     """
     _, metrics = _rliable()
     statistics = {"mean": np.mean, "median": np.median, "IQM": metrics.aggregate_iqm}
@@ -97,7 +107,13 @@ def cell_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, E
 
 
 def aggregate_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, Estimate]:
-    """Mean, median of the tasks' means, and interquartile mean of ``[runs, tasks]``."""
+    """Mean, median of the tasks' means, and interquartile mean of ``[runs, tasks]``.
+
+    Examples:
+        >>> scores = np.array([[0.0, 5.0, 7.0], [2.0, 5.0, 9.0]])
+        >>> float(aggregate_statistics(scores, resamples=20)["median of task means"].value)
+        5.0
+    """
     _, metrics = _rliable()
     statistics = {
         "mean": metrics.aggregate_mean,
@@ -111,7 +127,13 @@ def aggregate_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[s
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000) -> Estimate:
-    """P(X > Y), ties counted half, averaged over tasks; of scores ``[runs, tasks]``."""
+    """P(X > Y), ties counted half, averaged over tasks; of scores ``[runs, tasks]``.
+
+    Examples:
+        >>> x, y = np.array([[1.0], [3.0]]), np.array([[2.0], [3.0]])
+        >>> float(probability_of_improvement(x, y, resamples=20).value)  # of 4 pairs: 1 and a tie
+        0.375
+    """
     _, metrics = _rliable()
     return estimate([x, y], metrics.probability_of_improvement, resamples=resamples)
 
@@ -119,7 +141,13 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray, *, resamples: int =
 def performance_profile(
     scores: np.ndarray, thresholds: np.ndarray, *, resamples: int = 2000
 ) -> Estimate:
-    """Share of runs of all tasks that score above each threshold; of scores ``[runs, tasks]``."""
+    """Share of runs of all tasks that score above each threshold; of scores ``[runs, tasks]``.
+
+    Examples:
+        >>> scores, thresholds = np.array([[0.2, 0.6]]), np.array([0.0, 0.5, 1.0])
+        >>> performance_profile(scores, thresholds, resamples=20).value.tolist()
+        [1.0, 0.5, 0.0]
+    """
     library, _ = _rliable()
     return estimate(
         scores, lambda draw: library.score_distributions(draw, thresholds), resamples=resamples
@@ -127,7 +155,13 @@ def performance_profile(
 
 
 def sample_efficiency(curves: np.ndarray, *, resamples: int = 2000) -> Estimate:
-    """Interquartile mean over runs and tasks at each point; of ``[runs, tasks, points]``."""
+    """Interquartile mean over runs and tasks at each point; of ``[runs, tasks, points]``.
+
+    Examples:
+        >>> curves = np.array([[[0.0, 1.0]], [[2.0, 5.0]]])  # two runs of a task, at two points
+        >>> sample_efficiency(curves, resamples=20).value.tolist()
+        [1.0, 3.0]
+    """
     _, metrics = _rliable()
 
     def iqm(draw: np.ndarray) -> np.ndarray:
