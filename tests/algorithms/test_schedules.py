@@ -58,7 +58,9 @@ def test_bad_options(options, message):
         Schedule(1.0, 0.0, **options)
 
 
-@pytest.mark.parametrize("method", ["agent_mixer", "armappo", "happo", "ippo", "mappo", "mat"])
+@pytest.mark.parametrize(
+    "method", ["agent_mixer", "ail", "armappo", "happo", "ippo", "mappo", "mat"]
+)
 def test_the_clipping_range_is_scheduled(method):
     clip = [0.2, {"start": 1.0, "end": 0.5, "since": 0.5, "until": 1.0}]
     env = make_env("matrix/climbing", num_envs=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO, AutoregressivePolicy
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.in_turn import InTurnPolicy
@@ -24,11 +25,13 @@ from torchrl_agentmixer.algorithms.registry import (
 from torchrl_agentmixer.algorithms.schedules import Schedule
 
 __all__ = [
+    "AIL",
     "ARMAPPO",
     "HAPPO",
     "IPPO",
     "MAPPO",
     "MAT",
+    "AILConfig",
     "AgentMixer",
     "AgentMixerConfig",
     "AutoregressivePolicy",

@@ -10,7 +10,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl_agentmixer.decentralized import LOG_PROB_KEY
 from torchrl_agentmixer.groups import AgentGroup
 
-_DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
+DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
 
 class InTurnPolicy(TensorDictModuleBase):
@@ -69,7 +69,7 @@ class InTurnPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act one after another: writes actions and their conditional log-probabilities."""
-        greedy = self.greedy or exploration_type() in _DETERMINISTIC
+        greedy = self.greedy or exploration_type() in DETERMINISTIC
         agent_dim = -1 if self.group.discrete else -2
         context, action = self._context(tensordict), self._blank(tensordict)
         for index in range(self.group.n_agents):

@@ -340,6 +340,7 @@ def make_ppo_loss(
     value_norm: PopArtValueNorm,
     *,
     advantage_per_agent: bool = False,
+    normalize_advantage: bool = True,
 ) -> HuberPPOLoss:
     """The clipped objective with MAPPO's value loss, and advantages standardized over the batch.
 
@@ -351,6 +352,7 @@ def make_ppo_loss(
 
     Keyword Args:
         advantage_per_agent: advantages are ``[*B, n_agents, 1]``, each agent's standardized apart.
+        normalize_advantage: standardize advantages; else they come as they are to be used.
     """
     return HuberPPOLoss(
         policy,
@@ -361,7 +363,7 @@ def make_ppo_loss(
         critic_coeff=config.critic_coeff,
         clip_epsilon=config.clip_epsilon_at(0.0),
         entropy_coeff=config.entropy_coeff,
-        normalize_advantage=True,
+        normalize_advantage=normalize_advantage,
         normalize_advantage_exclude_dims=(-2,) if advantage_per_agent else (),
     )
 

@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
@@ -18,6 +19,7 @@ from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
 
 _ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
+    "ail": (AIL, AILConfig),
     "armappo": (ARMAPPO, PPOConfig),
     "happo": (HAPPO, HAPPOConfig),
     "ippo": (IPPO, PPOConfig),
@@ -32,7 +34,7 @@ def available_algorithms() -> list[str]:
 
     Examples:
         >>> available_algorithms()
-        ['agent_mixer', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec']
+        ['agent_mixer', 'ail', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec']
     """
     return sorted(_ALGORITHMS)
 
