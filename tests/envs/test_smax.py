@@ -291,13 +291,13 @@ def test_a_partial_reset_describes_all_battles():
 
 
 def test_compiles_once():
-    env = build(num_envs=7)
+    env = build(num_envs=9)
     functions = (env._simulator.start, env._simulator.restart, env._simulator.step)
     before = [function._cache_size() for function in functions]
     play(env, 60)
     env.set_seed(1)
     play(env, 3)
-    play(build(num_envs=7, max_steps=3, seed=8), 9)
+    play(build(num_envs=9, max_steps=3, seed=8), 9)
     assert [function._cache_size() for function in functions] == [x + 1 for x in before]
 
 

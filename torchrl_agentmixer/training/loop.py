@@ -188,10 +188,10 @@ def train(
             }
             checkpoints.save(parts, frames=frames)
 
-        if next_checkpoint is not None and not run.resume:
-            save()  # from now on, there is one to resume from
         batches = iter(collector)
         with _asked_to_end() as asked:
+            if next_checkpoint is not None and not run.resume:
+                save()  # from now on, there is one to resume from
             while frames < config.total_frames:
                 with _timed(seconds, "collect"):
                     batch = next(batches)
