@@ -304,11 +304,12 @@ class MAVEN(nn.Module):
       behavior tells of z. Gradients reach the utilities through :math:`\sigma`.
     - the return of the episode is the reward of the hierarchical policy, with an entropy bonus.
 
-    **Execution** is greedy and decentralized up to the latent: every agent acts on its own
-    observation and z. The agents must agree on z once, before the first step; ``execution_policy``
-    takes the hierarchical policy's mode at the *initial state*, which is thus shared. From then
-    on no agent reads the state. ``individual_policy`` is the policy of collection:
-    z drawn, epsilon-greedy actions.
+    **Execution is decentralized up to the latent**: every agent acts greedily on its own
+    observation and z, but the agents agree on z once, before the first step.
+    ``execution_policy`` takes the hierarchical policy's mode at the *initial state*, and z may tell
+    each agent what it does not see of that state itself; ``decentralized_execution`` is therefore
+    false. After the first step no agent reads the state. ``individual_policy`` is the policy of
+    collection: z drawn, epsilon-greedy actions.
 
     Departures from the paper, and why:
 
@@ -347,7 +348,7 @@ class MAVEN(nn.Module):
         (1.0, 160)
     """
 
-    decentralized_execution = True
+    decentralized_execution = False
 
     def __init__(self, env: EnvBase, total_frames: int, config: MAVENConfig | None = None) -> None:
         super().__init__()
@@ -425,7 +426,8 @@ class MAVEN(nn.Module):
         batch = batch.detach()
         epsilon = float(self.policy.epsilon)
         metrics = self._learn_latent(self._ended_episodes(batch))
-        self.replay.extend(batch.select(*self._transition_keys()).reshape(-1))
+        transitions = batch.select(*self._transition_keys()).reshape(-1)
+        self.replay.extend(transitions)
         size = max(batch.numel() // self.config.num_minibatches, 1)
         steps = self.config.epochs * self.config.num_minibatches
         logs = [self._gradient_step(self.replay.sample(size)) for _ in range(steps)]
@@ -445,7 +447,7 @@ class MAVEN(nn.Module):
             "parameters": self.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "latent_optimizer": self.latent_optimizer.state_dict(),
-            "replay": self.replay.state_dict(),
+            "replay": self._replay_state(),
             "episodes": None if episodes is None else dict(episodes.items()),
             "frames": self.frames,
         }
@@ -460,7 +462,7 @@ class MAVEN(nn.Module):
             self.load_state_dict(state["parameters"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.latent_optimizer.load_state_dict(state["latent_optimizer"])
-            self.replay.load_state_dict(_to(state["replay"], self._device))
+            self._load_replay_state(_to(state["replay"], self._device))
             episodes = _to(state["episodes"], self._device)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
@@ -471,6 +473,27 @@ class MAVEN(nn.Module):
             self._episodes = TensorDict(episodes, episodes["return"].shape, device=self._device)
         self.frames = state["frames"]
         self.on_progress(self.progress)
+
+    def _replay_state(self) -> dict[str, Any]:
+        """What the buffer holds, as flat tensors, and where it writes next."""
+        held = self.replay[:].flatten_keys("/") if len(self.replay) else {}
+        return {"data": dict(held.items()), "writer": self.replay.writer.state_dict()}
+
+    def _load_replay_state(self, state: Mapping[str, Any]) -> None:
+        self.replay.empty()
+        if state["data"]:
+            size = state["data"]["state"].shape[:1]
+            data = TensorDict(
+                {
+                    self.group.name: TensorDict(batch_size=(*size, self.group.n_agents)),
+                    "next": {self.group.name: TensorDict(batch_size=(*size, self.group.n_agents))},
+                },
+                size,
+            )
+            for key, value in state["data"].items():
+                data.set(tuple(key.split("/")), value)
+            self.replay.extend(data)
+        self.replay.writer.load_state_dict(state["writer"])
 
     def information(self, data: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
         """The discriminator's loss on utilities ``[N]``, and the bound of the information on z.
@@ -534,9 +557,11 @@ class MAVEN(nn.Module):
     def _learn_latent(self, episodes: TensorDictBase) -> TensorDict:
         """Clipped policy gradient of the hierarchical policy on ended episodes ``[E]``."""
         returns, clip = episodes["return"], self.config.clip_epsilon
-        advantage = (returns - returns.mean()) / (returns.std(correction=0) + 1e-6)
         loss = entropy = returns.new_zeros(())
-        for _ in range(self.config.epochs if len(returns) else 0):
+        steps = self.config.epochs if len(returns) else 0  # no episode may have ended
+        if steps:
+            advantage = (returns - returns.mean()) / (returns.std(correction=0) + 1e-6)
+        for _ in range(steps):
             dist = self._latent_dist(episodes)
             ratio = (dist.log_prob(episodes["latent"].squeeze(-1)) - episodes["log_prob"]).exp()
             clipped = ratio.clamp(1 - clip, 1 + clip)
