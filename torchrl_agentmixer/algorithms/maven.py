@@ -27,7 +27,7 @@ from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
 _DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
-_EPSILON = Schedule(1.0, 0.05, until=0.5)
+_EPSILON = Schedule(0.3, 0.05, until=0.5)
 
 
 @dataclass(kw_only=True)
@@ -344,8 +344,8 @@ class MAVEN(nn.Module):
         >>> algorithm = MAVEN(env, total_frames=160)
         >>> env = with_memory(env, algorithm.policy)
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
-        >>> metrics["epsilon"], len(algorithm.replay)
-        (1.0, 160)
+        >>> round(metrics["epsilon"], 3), len(algorithm.replay)
+        (0.3, 160)
     """
 
     decentralized_execution = False
@@ -392,10 +392,9 @@ class MAVEN(nn.Module):
             *self.discriminator.parameters(),
         ]
         self._latent_parameters = list(logits.parameters())
-        adam = {"eps": config.adam_eps}
-        self.optimizer = torch.optim.Adam(self._value_parameters, lr=config.lr, **adam)
+        self.optimizer = torch.optim.Adam(self._value_parameters, lr=config.lr, eps=config.adam_eps)
         self.latent_optimizer = torch.optim.Adam(
-            self._latent_parameters, lr=config.lr_latent, **adam
+            self._latent_parameters, lr=config.lr_latent, eps=config.adam_eps
         )
         self.replay = ReplayBuffer(
             storage=LazyTensorStorage(config.replay_size, device=env.device or "cpu")

@@ -88,4 +88,4 @@ def make_algorithm(
     for key in config or {}:
         if key not in known:
             raise ValueError(unknown_name(f"hyperparameter of {name}", key, known))
-    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg]
+    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg, arg-type]
