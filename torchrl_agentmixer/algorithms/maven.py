@@ -358,7 +358,7 @@ class MAVEN(nn.Module):
         self.frames = 0
         size, latents = state_dim(env), config.num_latents
         norm = {"input_norm": config.input_norm}
-        utilities = LatentUtilities(
+        network = LatentUtilities(
             group.n_agents,
             group.observation_dim,
             group.action_dim,
@@ -367,13 +367,14 @@ class MAVEN(nn.Module):
             share_params=config.share_params,
             **norm,
         ).to(env.device)
-        self.utilities = TensorDictModule(
-            utilities,
+        utilities = TensorDictModule(
+            network,
             in_keys=[group.key("observation"), "latent"],
             out_keys=[group.key("action_value")],
         )
         logits = _classifier(size, config.latent_hidden, latents, **norm).to(env.device)
-        self.policy = LatentPolicy(self.utilities, logits, group, num_latents=latents)
+        self.policy = LatentPolicy(utilities, logits, group, num_latents=latents)
+        self.utilities = utilities
         self.execution_policy = self.policy.deterministic()
         self.individual_policy = self.policy
         self.discriminator = _classifier(
