@@ -33,6 +33,7 @@ RUNS = {
     "mamujoco": ("mamujoco/half_cheetah_6x1", "agent_mixer", {"memory_dim": 4}),
     "mamujoco, happo": ("mamujoco/ant_4x2", "happo", {}),
     "mat": ("grid/predator_prey", "mat", {}),
+    "maven": ("grid/predator_prey", "maven", {"num_minibatches": 2, "replay_size": 100}),
     "ail": ("grid/bridge_crossing", "ail", {"memory_dim": 4, "sequence_length": 5}),
 }
 

@@ -15,6 +15,7 @@ from torchrl_agentmixer.algorithms.mat import (
     MATDecConfig,
     TransformerPolicy,
 )
+from torchrl_agentmixer.algorithms.maven import MAVEN, LatentPolicy, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
 from torchrl_agentmixer.algorithms.registry import (
     available_algorithms,
@@ -31,6 +32,7 @@ __all__ = [
     "IPPO",
     "MAPPO",
     "MAT",
+    "MAVEN",
     "AILConfig",
     "AgentMixer",
     "AgentMixerConfig",
@@ -38,9 +40,11 @@ __all__ = [
     "HAPPOConfig",
     "HuberPPOLoss",
     "InTurnPolicy",
+    "LatentPolicy",
     "MATConfig",
     "MATDec",
     "MATDecConfig",
+    "MAVENConfig",
     "PPOAlgorithm",
     "PPOConfig",
     "Schedule",

@@ -15,9 +15,10 @@ from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
+from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
 
-_ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
+_ALGORITHMS: dict[str, tuple[type[PPOAlgorithm | MAVEN], type[PPOConfig | MAVENConfig]]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
     "ail": (AIL, AILConfig),
     "armappo": (ARMAPPO, PPOConfig),
@@ -26,6 +27,7 @@ _ALGORITHMS: dict[str, tuple[type[PPOAlgorithm], type[PPOConfig]]] = {
     "mappo": (MAPPO, PPOConfig),
     "mat": (MAT, MATConfig),
     "mat_dec": (MATDec, MATDecConfig),
+    "maven": (MAVEN, MAVENConfig),
 }
 
 
@@ -34,7 +36,7 @@ def available_algorithms() -> list[str]:
 
     Examples:
         >>> available_algorithms()
-        ['agent_mixer', 'ail', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec']
+        ['agent_mixer', 'ail', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec', 'maven']
     """
     return sorted(_ALGORITHMS)
 
@@ -61,7 +63,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 def make_algorithm(
     name: str, env: EnvBase, total_frames: int, config: Mapping[str, Any] | None = None
-) -> PPOAlgorithm:
+) -> PPOAlgorithm | MAVEN:
     """Build a method for an environment.
 
     Args:
@@ -86,4 +88,4 @@ def make_algorithm(
     for key in config or {}:
         if key not in known:
             raise ValueError(unknown_name(f"hyperparameter of {name}", key, known))
-    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg]
+    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg, arg-type]
