@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint types unit examples clean
+.PHONY: train test lint types unit soak clean
 
 train: $(STAMP)
 	$(BIN)/python -W ignore examples/train.py
@@ -20,6 +20,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -s
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, got {sys.version}"'
