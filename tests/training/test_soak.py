@@ -70,9 +70,7 @@ def test_killed_thirty_times(tmp_path, kind):
     assert len(resumed) > 5
     run(cut, kind, resume=True, **frames)
     assert_equal_runs(tmp_path / "whole", cut)
-    print(
-        f"{kind}, {longest:.1f}: {kills} times killed, resumed at {len(resumed)} different frames"
-    )
+    print(f"{kind}: {kills} times killed, resumed at {len(resumed)} different frames")
 
 
 def resources():
@@ -127,5 +125,5 @@ def test_a_long_run_needs_no_more_and_more(tmp_path, kind):
         f"batches; {files[late].min():.0f} to {files[late].max():.0f} open files; "
         f"frames/s {1e5 * faster:+.2f} +- {1e5 * rate_error:.2f} % in 1,000 batches"
     )
-    assert growth < 3 * error + 1e-3  # 1 MB in 1,000 batches
+    assert growth - 3 * error < 1e-3  # 1 MB in 1,000 batches
     assert files[late].max() <= files[late].min() + 1  # metrics being written
