@@ -34,6 +34,15 @@ def in_process(*args, **kwargs):
     return process
 
 
+def duration(*args, **kwargs):
+    """How long a run takes that is left alone."""
+    began = time.monotonic()
+    process = in_process(*args, **kwargs)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - began
+
+
 def resumable(path):
     return len(RunCheckpoints(path / "checkpoints")) > 0
 
@@ -43,11 +52,8 @@ def test_killed_thirty_times(tmp_path, kind):
     """SIGKILL at random moments; the numbers are those of a run that was never stopped."""
     frames = {"total_frames": 40 * BATCHES}
     in_process(tmp_path / "server", kind).join()  # the server has imported what there is to import
-    began = time.monotonic()
-    process = in_process(tmp_path / "whole", kind, **frames)
-    process.join()
-    assert process.exitcode == 0
-    longest = (time.monotonic() - began) / 15  # so that it is not over before the last kill
+    start = duration(tmp_path / "short", kind, total_frames=40)
+    batch = (duration(tmp_path / "whole", kind, **frames) - start) / BATCHES
     moments, resumed = random.Random(0), set()
     cut = tmp_path / "cut"
     kills = 0
@@ -58,7 +64,7 @@ def test_killed_thirty_times(tmp_path, kind):
         else:
             (cut / "metrics.csv").unlink(missing_ok=True)  # it died before its first checkpoint
         process = in_process(cut, kind, resume=resume, **frames)
-        process.join(moments.uniform(0, longest))
+        process.join(moments.uniform(start / 2, start + 4 * batch))
         if process.exitcode is None:
             process.kill()
             kills += 1
