@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint types unit soak clean
+.PHONY: train test lint types unit soak docs clean
 
 train: $(STAMP)
 	$(BIN)/python -W ignore examples/train.py
@@ -24,6 +24,10 @@ unit: $(STAMP)
 # Runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -s
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/html
+	@echo build/html/index.html
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, got {sys.version}"'

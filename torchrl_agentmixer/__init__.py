@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_agentmixer.distributions import (
     GroupedDistribution,
     IGCCategorical,
+    IGCMixture,
     IGCNormal,
     IGCTanhNormal,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "AgentMixerPolicy",
     "GroupedDistribution",
     "IGCCategorical",
+    "IGCMixture",
     "IGCNormal",
     "IGCTanhNormal",
     "MixerBlock",

@@ -179,7 +179,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             env (EnvBase): where the actor acts; sizes are read from its specs.
 
         Keyword Args:
-            modifier_kwargs, form, state_key, **kwargs: as in :meth:`from_env`.
+            modifier_kwargs, form, state_key: as in :meth:`from_env`.
+            **kwargs: as for the class.
 
         Raises:
             ValueError: if the actor does not write the parameters of a group's policy.

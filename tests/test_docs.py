@@ -1,0 +1,105 @@
+"""The documentation: its code runs, it builds without a warning, and it has every public name."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+PACKAGES = (
+    "algorithms",
+    "diagnostics",
+    "distributions",
+    "envs",
+    "modules",
+    "reporting",
+    "training",
+)
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page):
+    """The page's Python blocks, as one script whose lines have the page's numbers."""
+    text = page.read_text()
+    lines = [""] * text.count("\n")
+    for match in BLOCK.finditer(text):
+        first = text[: match.start(2)].count("\n")
+        indent = len(match.group(1))
+        for number, line in enumerate(match.group(2).splitlines(), first):
+            lines[number] = line[indent:]
+    return "\n".join(lines)
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p).strip()], ids=name)
+def test_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if page.name == "smacv2.md":  # in the place of the game
+        monkeypatch.syspath_prepend(ROOT / "tests" / "envs" / "smacv2_stand_in")
+    script = blocks(page)
+    if ">>>" in script:
+        parsed = doctest.DocTestParser().get_doctest(script, {}, name(page), str(page), 0)
+        assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(parsed).failed
+    else:
+        exec(compile(script, str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("html")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(out / "doctrees"), str(DOCS), str(out / "html")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return out / "html"
+
+
+def documented(html):
+    """Names in the inventory that other projects link to."""
+    data = (html / "objects.inv").read_bytes()
+    head = b"zlib.\n"
+    lines = zlib.decompress(data[data.index(head) + len(head) :]).decode().splitlines()
+    return {line.split(" ")[0] for line in lines if " py:" in line}
+
+
+def test_every_public_name_is_in_the_reference(built):
+    found = documented(built)
+    missing = []
+    for package in ("torchrl_agentmixer", *(f"torchrl_agentmixer.{p}" for p in PACKAGES)):
+        module = importlib.import_module(package)
+        for public in module.__all__:
+            where = f"{getattr(module, public).__module__}.{public}"
+            if where not in found and f"{package}.{public}" not in found:
+                missing.append(f"{package}.{public}")
+    assert not missing
+
+
+def test_every_package_is_in_the_list_above():
+    packages = {p.parent.name for p in (ROOT / "torchrl_agentmixer").glob("*/__init__.py")}
+    assert packages == set(PACKAGES)
+
+
+def test_links_between_pages_lead_somewhere():
+    """Also those that Sphinx does not follow, such as the README's."""
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{name(page)}: {target}")
+    assert not broken
