@@ -64,3 +64,7 @@ def __getattr__(name: str) -> Any:
 
         return PredatorPreyScenario
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
