@@ -253,6 +253,22 @@ def test_actors_of_others(tmp_path, share_params):
     assert errors["torch"] < 1e-5
 
 
+class Gated(nn.Module):
+    """Parameters that an exporter folds into constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.linear = nn.Parameter(torch.randn(9)), nn.Linear(9, 6)
+
+    def forward(self, observation):
+        return self.linear(observation * self.gate.sigmoid())
+
+
+def test_folded_parameters_are_the_policys(tmp_path):
+    policy = mode_policy([WALKERS], [foreign(Gated())])
+    assert export_decentralized(policy, tmp_path / "team", formats=["onnx"]).exists()
+
+
 class OtherAgents(nn.Module):
     """Looks like a network for each agent, and is not."""
 
