@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,12 @@ from torchrl.envs import EnvBase, TransformedEnv, VecNormV2, step_mdp
 from torchrl.envs.libs import smacv2 as torchrl_smacv2
 
 from torchrl_agentmixer import AgentMixerPolicy, export_decentralized
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 
 TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS.parent / "examples" / "run_exported_team.py"
+EXAMPLES = TESTS.parent / "examples"
+SCRIPT = EXAMPLES / "run_exported_team.py"
 RECURRENT = {"memory_dim": 8}
 # Environment's options, the policy's, and the actors'. SMAX, slow to compile, plays in
 # `benchmarks/exported_actors.py`.
@@ -35,13 +38,17 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def script():
-    """``examples/run_exported_team.py``."""
-    spec = importlib.util.spec_from_file_location("run_exported_team", SCRIPT)
+def load(path: Path):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load(SCRIPT)
 
 
 @pytest.fixture
@@ -128,6 +135,23 @@ def test_an_episode_with_normalized_observations(tmp_path, script, randomized):
         play(script.load_team(card.parent), policy, normalized, 1, normalize=as_trained)
 
 
+def test_a_run_is_exported(tmp_path, script, randomized):
+    name, env = "grid/bridge_crossing", make_env("grid/bridge_crossing", num_envs=1, seed=0)
+    config = {
+        "env": {"name": name, "kwargs": {"step_cost": 0.1}},
+        "algorithm": {"name": "mappo", "memory_dim": 8},
+        "seed": 3,
+    }
+    algorithm = make_algorithm("mappo", env, 1, {"memory_dim": 8})
+    policy = randomized(algorithm.execution_policy, std=0.3)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(algorithm.state_dict(), tmp_path / "algorithm.pt")
+    card = load(EXAMPLES / "export_actors.py").main(tmp_path, tmp_path / "exported")
+    assert json.loads(card.read_text())["metadata"] == config
+    with torch.no_grad():
+        play(script.load_team(card.parent), policy, with_memory(env, policy), episodes=1)
+
+
 def test_the_script_runs_without_torch(tmp_path):
     env = make_env("memory/recall")
     joint = AgentMixerPolicy.from_env(env, actor_kwargs=RECURRENT)
@@ -150,3 +174,11 @@ def test_the_script_runs_without_torch(tmp_path):
 def test_the_script_is_short():
     lines = [line for line in SCRIPT.read_text().splitlines() if line.strip()]
     assert len(lines) <= 30
+
+
+def test_the_benchmark_measures_a_team():
+    benchmark = load(TESTS.parent / "benchmarks" / "exported_actors.py")
+    with torch.no_grad():
+        row = benchmark.line(("matrix/climbing", {}, {}, {}), batch=50, rounds=20)
+    assert row.startswith("| matrix/climbing | 64 | ")
+    assert "discrete | 0 | 0 in 1 |" in row
