@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -350,6 +351,21 @@ class TestFolder:
 
         monkeypatch.setattr(exporting, "_verify", wrong)
         with pytest.raises(ValueError, match="wrong answers"):
+            self.export(tmp_path / "team", overwrite=True)
+        assert json.loads(card.read_text())["metadata"] == {"run": 1}
+        assert [file.name for file in tmp_path.iterdir()] == ["team"]
+
+    def test_a_replacement_that_fails_at_the_end_is_undone(self, tmp_path, monkeypatch):
+        card = self.export(tmp_path / "team", metadata={"run": 1})
+        rename = os.rename
+
+        def no_new_one(source, target):
+            if str(source).endswith(".partial"):
+                raise OSError("no")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", no_new_one)
+        with pytest.raises(OSError, match="no"):
             self.export(tmp_path / "team", overwrite=True)
         assert json.loads(card.read_text())["metadata"] == {"run": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["team"]

@@ -89,7 +89,7 @@ def export_decentralized(
         >>> sorted(file.name for file in card.parent.iterdir())
         ['agents_0.pt2', 'agents_1.pt2', 'card.json']
         >>> program = torch.export.load(card.parent / "agents_0.pt2").module()
-        >>> program(observation=torch.zeros(7, 30))["action"].shape
+        >>> program(observation=torch.zeros(7, 28))["action"].shape
         torch.Size([7])
     """
     path = Path(path)
@@ -232,7 +232,7 @@ class _OnnxModel:
         self._program = program
         self._options = {"input_names": list(inputs), "output_names": list(outputs)}
         for tensor in program.state_dict.values():
-            tensor.normal_()  # equal tensors would be merged, and may differ in another agent
+            tensor.normal_()  # equal ones would be merged, which other agents' need not be
         self._translated = self._translate()
         names = set(self._translated.model.graph.initializers)
         self._complete = set(program.state_dict) <= names
@@ -253,7 +253,7 @@ class _OnnxModel:
 
         if self._complete:
             self._translated.apply_weights(self._program.state_dict)
-        else:  # some became constants
+        else:  # some became constants: every agent has its own model
             self._translated = self._translate()
         model = self._translated.model_proto
         _clean(model)
@@ -262,7 +262,7 @@ class _OnnxModel:
 
 
 def _clean(model: Any) -> None:
-    """Call the batch's size so, and drop notes with this machine's paths."""
+    """Call the batch's size so, and drop the exporter's notes, half of a small file."""
     graph = model.graph
     values = [*graph.input, *graph.output, *graph.value_info]
     for item in [model, graph, *graph.node, *graph.initializer, *values]:
