@@ -11,7 +11,13 @@ import pytest
 from torchrl_agentmixer.reporting import read_metrics
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ("compose_by_hand.py", "drop_in.py", "evaluate_decentralized.py")
+SCRIPTS = (
+    "compose_by_hand.py",
+    "drop_in.py",
+    "evaluate_decentralized.py",
+    "export_actors.py",
+    "run_exported_team.py",
+)
 
 
 def run(*arguments, ok=True):

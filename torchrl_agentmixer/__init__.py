@@ -9,6 +9,7 @@ from torchrl_agentmixer.distributions import (
     IGCNormal,
     IGCTanhNormal,
 )
+from torchrl_agentmixer.export import export_decentralized
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
 from torchrl_agentmixer.modules import MixerBlock, ModifierGroup, PolicyModifier
 from torchrl_agentmixer.policies import AgentMixerPolicy
@@ -27,4 +28,5 @@ __all__ = [
     "ModifierGroup",
     "PolicyModifier",
     "agent_groups",
+    "export_decentralized",
 ]

@@ -181,7 +181,7 @@ def mode_policy(
         mask_key = [group.key("action_mask")] if group.masked else []
         modules.append(
             TensorDictModule(
-                _Mode(group, distribution),
+                Mode(group, distribution),
                 in_keys=[group.param_keys[0], *mask_key],
                 out_keys=[group.key("action")],
             )
@@ -189,11 +189,13 @@ def mode_policy(
     return TensorDictSequential(*actors, *modules)
 
 
-class _Mode(nn.Module):
-    """The mode of an individual policy, from ``logits`` (and a mask) or ``loc``."""
+class Mode(nn.Module):
+    """The modes of a group's individual policies, from ``logits`` (and a mask) or ``loc``."""
 
     def __init__(self, group: AgentGroup, distribution: ContinuousDistribution) -> None:
         super().__init__()
+        self.group = group
+        self.distribution = distribution
         self.cls = distribution_class(group, distribution)
         self.bounds = action_bounds(group, distribution)
 

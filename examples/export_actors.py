@@ -1,0 +1,43 @@
+"""Export the decentralized actors of a run: ONNX and torch.export files, and a card.
+
+python examples/export_actors.py runs/grid_predator_prey/agent_mixer/seed_0_... --out exported
+python examples/run_exported_team.py exported
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from torchrl_agentmixer import export_decentralized
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.envs import make_env
+
+
+def main(run: Path, out: Path, overwrite: bool = False) -> Path:
+    config = json.loads((run / "config.json").read_text())
+    options = dict(config["algorithm"])
+    env = make_env(config["env"]["name"], **config["env"]["kwargs"])
+    algorithm = make_algorithm(options.pop("name"), env, 1, options)
+    algorithm.load_state_dict(torch.load(run / "algorithm.pt", weights_only=True))
+    return export_decentralized(
+        algorithm.execution_policy,
+        out,
+        metadata={name: config[name] for name in ("env", "algorithm", "seed")},
+        overwrite=overwrite,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    arguments = parser.parse_args()
+    card = main(arguments.run, arguments.out, arguments.overwrite)
+    for agent in json.loads(card.read_text())["agents"]:
+        print(agent["name"], {file["name"]: file["bytes"] for file in agent["files"].values()})
+    print(card)

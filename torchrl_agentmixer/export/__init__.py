@@ -1,0 +1,9 @@
+"""Decentralized actors as files: ``torch.export`` programs and ONNX models, with a card."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.export.actors import AgentActor, agent_actors
+from torchrl_agentmixer.export.card import SCHEMA_VERSION
+from torchrl_agentmixer.export.decentralized import export_decentralized
+
+__all__ = ["SCHEMA_VERSION", "AgentActor", "agent_actors", "export_decentralized"]
