@@ -12,6 +12,7 @@ from torchrl_agentmixer.reporting import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = (
+    "asymmetric_learning_failure.py",
     "compose_by_hand.py",
     "drop_in.py",
     "evaluate_decentralized.py",
@@ -52,6 +53,26 @@ def test_compose_by_hand():
     assert "payoff of the decentralized modes" in run(
         "examples/compose_by_hand.py", "--frames", 800
     )
+
+
+def test_asymmetric_learning_failure(tmp_path):
+    output = run(
+        "examples/asymmetric_learning_failure.py", "--frames", 5_000, "--out", tmp_path / "out"
+    )
+    printed = dict(line.rsplit(maxsplit=1) for line in output.splitlines())
+    expected = {
+        "full_information_optimum": -1.128,
+        "decentralized_optimum": -1.2,
+        "imitation_mode_return": -1.56,
+    }
+    for method in ("ail", "agent_mixer"):
+        metrics = read_metrics(tmp_path / "out" / method)
+        expected[f"{method}, joint"] = metrics["eval_joint_return"][-1]
+        expected[f"{method}, decentralized"] = metrics["eval_return"][-1]
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(
+        expected, abs=1e-3
+    )
+    assert (tmp_path / "out/picture.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("actions", ["continuous", "discrete"])

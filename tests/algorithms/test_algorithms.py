@@ -9,7 +9,8 @@ import torch
 from torchrl.envs import TransformedEnv
 from torchrl.modules import set_recurrent_mode
 
-from torchrl_agentmixer.algorithms import available_algorithms, make_algorithm
+from torchrl_agentmixer import algorithms
+from torchrl_agentmixer.algorithms import available_algorithms
 from torchrl_agentmixer.envs import (
     CorrelationSeed,
     MatrixGameEnv,
@@ -26,6 +27,15 @@ ENVS = {
 }
 
 
+def make_algorithm(name, env, total_frames, config=None):
+    """By the options that the methods share; SAC counts gradient steps instead of epochs."""
+    config = dict(config or {})
+    if name in REPLAY:
+        steps = config.pop("epochs", 5) * config.pop("num_minibatches", 1)
+        config |= {"gradient_steps": steps, "batch_size": 32}
+    return algorithms.make_algorithm(name, env, total_frames, config)
+
+
 def collect(env, policy, steps=8):
     return with_memory(env, policy).rollout(steps, policy, break_when_any_done=False).detach()
 
@@ -36,11 +46,13 @@ def env(request):
 
 
 # What a method refuses, each with a test of its own file.
-ONE_GROUP = ("mat", "mat_dec", "maven")
-NO_MEMORY = ("mat", "maven")
+ONE_GROUP = ("mat", "mat_dec", "maven", "agent_mixer_sac")
+NO_MEMORY = ("mat", "maven", "agent_mixer_sac")
 ONE_NETWORK = ("mat",)  # of all agents
 DISCRETE = ("maven",)
+CONTINUOUS = ("agent_mixer_sac",)
 VALUES = ("maven",)  # learns values from replay: no ratio, and no entropy that a dead agent lacks
+REPLAY = ("agent_mixer_sac",)  # counts gradient steps instead of epochs, and has no ratio
 SHARED_LATENT = ("maven",)  # drawn from the first state, which may show a cue
 
 RATIO_TESTS = ("test_first_ratio_is_one", "test_an_agent_without_a_choice_leaves_the_losses")
@@ -59,7 +71,9 @@ def _only_what_a_method_can_do(request):
         pytest.skip(f"{name} has no parameters of one agent alone")
     if name in DISCRETE and str(params.get("env", "")).startswith("vmas"):
         pytest.skip(f"{name} is for discrete actions")
-    if name in VALUES and test in RATIO_TESTS:
+    if name in CONTINUOUS and not str(params.get("env", "")).startswith("vmas"):
+        pytest.skip(f"{name} is for continuous actions")
+    if name in VALUES + REPLAY and test in RATIO_TESTS:
         pytest.skip(f"{name} is no policy gradient of the agents")
     if name in SHARED_LATENT and test == "test_remembers_a_cue_with_memory_alone":
         pytest.skip(f"{name} has a latent that may carry the cue")
@@ -80,7 +94,8 @@ class TestConformance:
             metrics = algorithm.update(collect(env, algorithm.policy))
         assert all(torch.tensor(value).isfinite() for value in metrics.values())
         moved = [key for key, value in algorithm.named_parameters() if (value != before[key]).any()]
-        assert any(("mixer" if name in VALUES else "critic") in key for key in moved)
+        critic = "mixer" if name in VALUES else "qvalue" if name in REPLAY else "critic"
+        assert any(critic in key for key in moved)
         assert any("policy" in key for key in moved)
         long = not isinstance(env, MatrixGameEnv)  # a game of one step has nothing to remember
         assert any("weight_hh" in key for key in moved) == (bool(memory) and long)

@@ -14,6 +14,7 @@ from torchrl_agentmixer.modules import (
     CentralCritic,
     DecentralizedCritic,
     IGCCoefficients,
+    JointActionCritic,
     value_module,
 )
 
@@ -96,3 +97,19 @@ def test_coefficients_of_a_past_rollout_do_not_change_with_the_buffers():
     td = write(TensorDict({"a": {"logits": torch.zeros(4, 3, 5)}}, [4]))
     write.set(strength=0.0)
     assert (td["a", "strength"] == 1.0).all()
+
+
+def test_joint_action_critic_reads_state_and_all_actions():
+    critic = JointActionCritic(4, 6, hidden=(8,))
+    state, action = torch.randn(5, 4, requires_grad=True), torch.randn(5, 3, 2, requires_grad=True)
+    value = critic(state, action)
+    assert value.shape == (5, 1)
+    for grad in torch.autograd.grad(value.sum(), (state, action)):
+        assert (grad != 0).all()
+    central = CentralCritic(10, hidden=(8,))
+    central.load_state_dict(critic.value.state_dict())
+    torch.testing.assert_close(central(torch.cat([state, action.flatten(1)], -1)), value)
+    with pytest.raises(ValueError, match="state of 4 entries and a joint action of 6, got 5 and 6"):
+        critic(torch.zeros(2, 5), torch.zeros(2, 3, 2))
+    with pytest.raises(ValueError, match="`action_dim` >= 1, got 0"):
+        JointActionCritic(4, 0)

@@ -34,6 +34,11 @@ RUNS = {
     "mamujoco, happo": ("mamujoco/ant_4x2", "happo", {}),
     "mat": ("grid/predator_prey", "mat", {}),
     "maven": ("grid/predator_prey", "maven", {"num_minibatches": 2, "replay_size": 100}),
+    "sac": (
+        "vmas/predator_prey",
+        "agent_mixer_sac",
+        {"gradient_steps": 2, "batch_size": 8, "replay_size": 100},
+    ),
     "ail": ("grid/bridge_crossing", "ail", {"memory_dim": 4, "sequence_length": 5}),
 }
 
@@ -46,7 +51,8 @@ def run(path, kind="grid", *, resume=False, total_frames=FRAMES, on_metrics=None
     if options.get("seed_dim"):
         envs = [TransformedEnv(env, CorrelationSeed(3)) for env in envs]
     torch.manual_seed(0)
-    algorithm = make_algorithm(method, envs[0], total_frames, {"epochs": 2, **options})
+    options = options if kind == "sac" else {"epochs": 2, **options}
+    algorithm = make_algorithm(method, envs[0], total_frames, options)
     config = LoopConfig(
         total_frames=total_frames,
         frames_per_batch=40,

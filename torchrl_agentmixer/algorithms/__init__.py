@@ -23,6 +23,7 @@ from torchrl_agentmixer.algorithms.registry import (
     default_options,
     make_algorithm,
 )
+from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
 from torchrl_agentmixer.algorithms.schedules import Schedule
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "AILConfig",
     "AgentMixer",
     "AgentMixerConfig",
+    "AgentMixerSAC",
+    "AgentMixerSACConfig",
     "AutoregressivePolicy",
     "HAPPOConfig",
     "HuberPPOLoss",

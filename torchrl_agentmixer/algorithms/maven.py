@@ -13,13 +13,14 @@ from torch import nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy, one_hot
 from torchrl.data import Categorical as CategoricalSpec
-from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer
+from torchrl.data import Composite
 from torchrl.envs import EnvBase
 from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QMixer, QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
+from torchrl_agentmixer.algorithms.replay import TransitionReplay
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules.actors import MultiAgentBody
@@ -333,7 +334,7 @@ class MAVEN(nn.Module):
         config (MAVENConfig, optional): hyperparameters.
 
     Attributes:
-        replay (ReplayBuffer): transitions ``[N]``, each with its latent.
+        replay (TransitionReplay): transitions ``[N]``, each with its latent.
 
     Raises:
         ValueError: for several groups of agents, or continuous actions.
@@ -397,9 +398,7 @@ class MAVEN(nn.Module):
         self.latent_optimizer = torch.optim.Adam(
             self._latent_parameters, lr=config.lr_latent, eps=config.adam_eps
         )
-        self.replay = ReplayBuffer(
-            storage=LazyTensorStorage(config.replay_size, device=env.device or "cpu")
-        )
+        self.replay = TransitionReplay(config.replay_size, device=env.device)
         self._device = env.device
         self._episodes: TensorDictBase | None = None
         self.on_progress(0.0)
@@ -447,7 +446,7 @@ class MAVEN(nn.Module):
             "parameters": self.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "latent_optimizer": self.latent_optimizer.state_dict(),
-            "replay": self._replay_state(),
+            "replay": self.replay.state_dict(),
             "episodes": None if episodes is None else dict(episodes.items()),
             "frames": self.frames,
         }
@@ -462,7 +461,7 @@ class MAVEN(nn.Module):
             self.load_state_dict(state["parameters"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.latent_optimizer.load_state_dict(state["latent_optimizer"])
-            self._load_replay_state(_to(state["replay"], self._device))
+            self.replay.load_state_dict(state["replay"])
             episodes = _to(state["episodes"], self._device)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
@@ -473,27 +472,6 @@ class MAVEN(nn.Module):
             self._episodes = TensorDict(episodes, episodes["return"].shape, device=self._device)
         self.frames = state["frames"]
         self.on_progress(self.progress)
-
-    def _replay_state(self) -> dict[str, Any]:
-        """What the buffer holds, as flat tensors, and where it writes next."""
-        held = self.replay[:].flatten_keys("/") if len(self.replay) else {}
-        return {"data": dict(held.items()), "writer": self.replay.writer.state_dict()}
-
-    def _load_replay_state(self, state: Mapping[str, Any]) -> None:
-        self.replay.empty()
-        if state["data"]:
-            size = state["data"]["state"].shape[:1]
-            data = TensorDict(
-                {
-                    self.group.name: TensorDict(batch_size=(*size, self.group.n_agents)),
-                    "next": {self.group.name: TensorDict(batch_size=(*size, self.group.n_agents))},
-                },
-                size,
-            )
-            for key, value in state["data"].items():
-                data.set(tuple(key.split("/")), value)
-            self.replay.extend(data)
-        self.replay.writer.load_state_dict(state["writer"])
 
     def information(self, data: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
         """The discriminator's loss on utilities ``[N]``, and the bound of the information on z.

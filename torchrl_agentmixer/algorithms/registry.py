@@ -17,9 +17,14 @@ from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
+from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
 
-_ALGORITHMS: dict[str, tuple[type[PPOAlgorithm | MAVEN], type[PPOConfig | MAVENConfig]]] = {
+Method = PPOAlgorithm | MAVEN | AgentMixerSAC
+_Config = PPOConfig | MAVENConfig | AgentMixerSACConfig
+
+_ALGORITHMS: dict[str, tuple[type[Method], type[_Config]]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
+    "agent_mixer_sac": (AgentMixerSAC, AgentMixerSACConfig),
     "ail": (AIL, AILConfig),
     "armappo": (ARMAPPO, PPOConfig),
     "happo": (HAPPO, HAPPOConfig),
@@ -35,8 +40,8 @@ def available_algorithms() -> list[str]:
     """Names that :func:`make_algorithm` knows.
 
     Examples:
-        >>> available_algorithms()
-        ['agent_mixer', 'ail', 'armappo', 'happo', 'ippo', 'mappo', 'mat', 'mat_dec', 'maven']
+        >>> available_algorithms()[:5]
+        ['agent_mixer', 'agent_mixer_sac', 'ail', 'armappo', 'happo']
     """
     return sorted(_ALGORITHMS)
 
@@ -63,7 +68,7 @@ def default_options(name: str) -> dict[str, Any]:
 
 def make_algorithm(
     name: str, env: EnvBase, total_frames: int, config: Mapping[str, Any] | None = None
-) -> PPOAlgorithm | MAVEN:
+) -> Method:
     """Build a method for an environment.
 
     Args:

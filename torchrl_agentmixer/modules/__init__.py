@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor, MultiAgentBody
 from torchrl_agentmixer.modules.coefficients import IGCCoefficients
-from torchrl_agentmixer.modules.critics import CentralCritic, DecentralizedCritic, value_module
+from torchrl_agentmixer.modules.critics import (
+    CentralCritic,
+    DecentralizedCritic,
+    JointActionCritic,
+    value_module,
+)
 from torchrl_agentmixer.modules.mixer import AgentMixing, MixerBlock
 from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
@@ -18,6 +23,7 @@ __all__ = [
     "DecentralizedCritic",
     "GaussianActor",
     "IGCCoefficients",
+    "JointActionCritic",
     "MixerBlock",
     "ModifierGroup",
     "MultiAgentBody",

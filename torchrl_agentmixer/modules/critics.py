@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -60,6 +61,45 @@ class CentralCritic(nn.Module):
                 f"got {tuple(state.shape)}."
             )
         return self.net(state)
+
+
+class JointActionCritic(nn.Module):
+    """Team value of a joint action in a state, :math:`Q(s, a)`: the layers of CentralCritic.
+
+    Args:
+        state_dim (int): entries of the state.
+        action_dim (int): entries of the joint action: agents times action dimensions.
+
+    Keyword Args:
+        **kwargs: options of :class:`CentralCritic`.
+
+    Raises:
+        ValueError: for an empty state or action, or ones of the wrong size.
+
+    Examples:
+        >>> import torch
+        >>> critic = JointActionCritic(10, 6)
+        >>> critic(torch.randn(4, 10), torch.randn(4, 3, 2)).shape  # three agents, two dimensions
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, **kwargs: Any) -> None:
+        super().__init__()
+        for name, size in {"state_dim": state_dim, "action_dim": action_dim}.items():
+            if size < 1:
+                raise ValueError(f"JointActionCritic: expected `{name}` >= 1, got {size}.")
+        self.state_dim, self.action_dim = state_dim, action_dim
+        self.value = CentralCritic(state_dim + action_dim, **kwargs)
+
+    def forward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Map the state ``[*B, s]`` and the joint action ``[*B, n, A]`` to a value ``[*B, 1]``."""
+        action = action.flatten(-2)
+        if (state.shape[-1], action.shape[-1]) != (self.state_dim, self.action_dim):
+            raise ValueError(
+                f"JointActionCritic: expected a state of {self.state_dim} entries and a joint "
+                f"action of {self.action_dim}, got {state.shape[-1]} and {action.shape[-1]}."
+            )
+        return self.value(torch.cat([state, action], -1))
 
 
 class DecentralizedCritic(MultiAgentBody):

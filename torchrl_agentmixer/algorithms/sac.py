@@ -1,0 +1,308 @@
+"""AgentMixer under SAC: the joint policy learns off-policy, through a reparameterized sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import nn
+from torchrl.envs import EnvBase
+from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
+
+from torchrl_agentmixer.algorithms.replay import TransitionReplay
+from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
+from torchrl_agentmixer.modules import AgentMixing, JointActionCritic
+from torchrl_agentmixer.policies import AgentMixerPolicy
+
+
+@dataclass(kw_only=True)
+class AgentMixerSACConfig:
+    """Hyperparameters of AgentMixer under SAC (`arXiv 1812.05905
+    <https://arxiv.org/abs/1812.05905>`_).
+
+    Args:
+        lr: learning rate of actors, critics and alpha.
+        lr_modifier: learning rate of the Policy Modifier.
+        gradient_steps: after each batch of frames.
+        batch_size: transitions of one gradient step, drawn from the replay buffer.
+        replay_size: transitions in the replay buffer, which is on the environment's device.
+        target_rate: share of the way to the trained critics that the targets go in each step.
+        gamma: discount factor.
+        target_entropy: of the policy that alpha keeps, in nats for each action dimension, where
+            the action is scaled to [-1, 1].
+        alpha_init: first weight of the entropy; it is learned.
+        share_params: one actor network for all agents, or one each.
+        actor_hidden: widths of the actors' hidden layers.
+        critic_hidden: widths of both critics' hidden layers.
+        input_norm: LayerNorm on the inputs of actors and critics.
+        memory_dim: 0; replay holds single transitions.
+        channels: width of the Modifier's tokens.
+        num_blocks: mixer blocks.
+        agent_mixing: ``"mlp"``, ``"attention"`` or ``"none"``, for ablations, as the next two.
+        channel_mixing: whether the mixer blocks have channel-mixing.
+        reads_state: whether the Modifier sees the state.
+        head_gain: gain of the Modifier's last layer.
+        scale_bound: c of the joint scale, the largest one, before squashing; half of it at first.
+        scale_gain: g of the joint scale.
+
+    Raises:
+        ValueError: for a value out of its range, or ``memory_dim`` other than 0.
+    """
+
+    lr: float = 3e-4
+    lr_modifier: float = 3e-4
+    gradient_steps: int = 50
+    batch_size: int = 256
+    replay_size: int = 200_000
+    target_rate: float = 0.005
+    gamma: float = 0.99
+    target_entropy: float = -1.0
+    alpha_init: float = 1.0
+    share_params: bool = False
+    actor_hidden: tuple[int, ...] = (64,)
+    critic_hidden: tuple[int, ...] = (256, 256)
+    input_norm: bool = False
+    memory_dim: int = 0
+    channels: int = 64
+    num_blocks: int = 1
+    agent_mixing: AgentMixing = "mlp"
+    channel_mixing: bool = True
+    reads_state: bool = True
+    head_gain: float = 0.01
+    scale_bound: float = 2.0
+    scale_gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.actor_hidden = tuple(self.actor_hidden)
+        self.critic_hidden = tuple(self.critic_hidden)
+        for name in ("gradient_steps", "batch_size", "replay_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"AgentMixerSACConfig: expected `{name}` >= 1, got {getattr(self, name)}."
+                )
+        if not 0 < self.target_rate <= 1:
+            raise ValueError(
+                f"AgentMixerSACConfig: expected `target_rate` in (0, 1], got {self.target_rate}."
+            )
+        if self.alpha_init <= 0:
+            raise ValueError(
+                f"AgentMixerSACConfig: expected `alpha_init` > 0, got {self.alpha_init}."
+            )
+        if self.memory_dim != 0:
+            raise ValueError(
+                f"AgentMixerSACConfig: expected `memory_dim` 0, got {self.memory_dim}: replay "
+                "holds single transitions. Use `agent_mixer` for actors that remember."
+            )
+
+
+class AgentMixerSAC(nn.Module):
+    r"""AgentMixer's continuous joint policy under TorchRL's ``SACLoss``.
+
+    The team is one learner: one log-probability of the joint action, one alpha, and two critics
+    :math:`Q(s, a)` of the state and the joint action. With
+    :math:`a_\theta \sim \pi_\theta(\cdot|s)` reparameterized,
+
+    .. math:: \min_\theta E\left[ \alpha \log \pi_\theta(a_\theta|s)
+              - \min_{k} Q_k(s, a_\theta) \right],
+
+    so that the gradient of Q reaches the actors by where they put the mode, and the Policy
+    Modifier by the scale that it writes. The policy is :class:`IGCTanhNormal
+    <torchrl_agentmixer.distributions.IGCTanhNormal>`: what is executed, the squashed individual
+    means, is the joint policy's deterministic action exactly. The scales in the individual
+    policies themselves are read by the Modifier and not trained; ``individual_policy`` samples
+    with them.
+
+    Alpha is learned for an entropy of ``config.target_entropy`` for each action dimension
+    (:math:`-1`: minus the number of dimensions of the whole team, where actions are in [-1, 1]).
+
+    **Discrete actions are refused.** TorchRL's ``DiscreteSACLoss`` takes exact expectations over
+    one categorical action: it wants the probabilities and the Q values of all joint actions,
+    :math:`K^n` of them, on one axis. A joint policy and a critic of that size are no longer what
+    AgentMixer trains, and are out of reach for all but the smallest teams; a sum over each agent's
+    own actions would take the others' as independent, which is what the joint policy is not.
+
+    Args:
+        env (EnvBase): sizes are read from its specs; it needs a ``"state"``.
+        total_frames (int): environment steps of the whole training; nothing here is scheduled.
+        config (AgentMixerSACConfig, optional): hyperparameters.
+
+    Raises:
+        ValueError: for discrete actions, or several groups of agents.
+        KeyError: for an environment without a state.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("vmas/predator_prey", num_envs=16)
+        >>> algorithm = AgentMixerSAC(env, 1000, AgentMixerSACConfig(gradient_steps=2))
+        >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
+        >>> len(algorithm.replay), metrics["mode_agreement"]
+        (160, 1.0)
+    """
+
+    decentralized_execution = True
+
+    def __init__(
+        self, env: EnvBase, total_frames: int, config: AgentMixerSACConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config = config or AgentMixerSACConfig()
+        group = _continuous_group(env)
+        self.policy = AgentMixerPolicy.from_env(
+            env,
+            actor_kwargs={
+                "hidden": config.actor_hidden,
+                "share_params": config.share_params,
+                "input_norm": config.input_norm,
+            },
+            modifier_kwargs={
+                "channels": config.channels,
+                "num_blocks": config.num_blocks,
+                "agent_mixing": config.agent_mixing,
+                "channel_mixing": config.channel_mixing,
+                "reads_state": config.reads_state,
+                "head_gain": config.head_gain,
+                "scale_bound": config.scale_bound,
+                "scale_gain": config.scale_gain,
+            },
+            distribution="tanh_normal",
+        ).to(env.device)
+        self.execution_policy = self.policy.decentralized()
+        self.individual_policy = self.policy.decentralized(deterministic=False)
+        self.loss = self._make_loss(group, state_dim(env), env.device)
+        self._targets = SoftUpdate(self.loss, tau=config.target_rate)
+        actors = [p for module in self.policy.actors for p in module.parameters()]
+        critics = list(self.loss.qvalue_network_params.parameters())
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [*actors, *critics, self.loss.log_alpha], "lr": config.lr},
+                {"params": list(self.policy.modifier.parameters()), "lr": config.lr_modifier},
+            ]
+        )
+        self.replay = TransitionReplay(config.replay_size, device=env.device)
+        self.total_frames = total_frames
+        self.frames = 0
+
+    def update(self, batch: TensorDictBase) -> dict[str, float]:
+        """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.
+
+        Returns:
+            dict: means over the gradient steps of the losses of actors and Modifier, critics and
+            alpha, of alpha and the team's entropy (nats); and the consistency of joint and
+            individual policies on the batch.
+        """
+        transitions = batch.detach().select(*self._transition_keys()).reshape(-1)
+        self.replay.extend(transitions)
+        logs = [
+            self._gradient_step(self.replay.sample(self.config.batch_size))
+            for _ in range(self.config.gradient_steps)
+        ]
+        with torch.no_grad():
+            consistency = consistency_metrics(self.policy, transitions)
+        self.frames += batch.numel()
+        metrics = TensorDict.stack(logs).mean(0).update(consistency)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """All that decides how training goes on, the replay buffer included."""
+        return {
+            "parameters": self.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "frames": self.frames,
+        }
+
+    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: for the state of another method, environment or network size.
+        """
+        try:
+            self.load_state_dict(state["parameters"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.replay.load_state_dict(state["replay"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"AgentMixerSAC: expected the state of the same method with the same sizes: {error}"
+            ) from error
+        self.frames = state["frames"]
+
+    def _gradient_step(self, minibatch: TensorDictBase) -> TensorDict:
+        """One step on all losses: none of them reaches the parameters of another."""
+        losses = self.loss(minibatch)
+        self.optimizer.zero_grad()
+        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
+        self.optimizer.step()
+        self._targets.step()
+        return TensorDict(
+            {
+                "loss_actor": losses["loss_actor"],
+                "loss_critic": losses["loss_qvalue"],
+                "loss_alpha": losses["loss_alpha"],
+                "alpha": losses["alpha"],
+                "entropy": losses["entropy"],
+            }
+        ).detach()
+
+    def _make_loss(
+        self, group: AgentGroup, state_size: int, device: torch.device | None
+    ) -> SACLoss:
+        config, critics = self.config, []
+        for _ in range(2):
+            network = JointActionCritic(
+                state_size,
+                group.n_agents * group.action_dim,
+                hidden=config.critic_hidden,
+                input_norm=config.input_norm,
+                device=device,
+            )
+            keys: list[NestedKey] = ["state", group.key("action")]
+            critics.append(TensorDictModule(network, keys, ["state_action_value"]))
+        loss = SACLoss(
+            self.policy,
+            critics,
+            num_qvalue_nets=len(critics),
+            loss_function="l2",
+            alpha_init=config.alpha_init,
+            target_entropy=_target_entropy(group, config.target_entropy),
+        )
+        loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
+        _ = loss.target_entropy  # made a buffer when it is first read
+        return loss
+
+    def _transition_keys(self) -> list[NestedKey]:
+        seen: list[NestedKey] = [*self.policy.in_keys]
+        after = [("next", *(key if isinstance(key, tuple) else (key,))) for key in seen]
+        ends = [("next", name) for name in ("reward", "done", "terminated")]
+        return [*seen, self.policy.action_keys, *after, *ends]  # type: ignore[list-item]
+
+
+def _target_entropy(group: AgentGroup, per_dim: float) -> float:
+    """Of the whole team's action, in its own unit, in nats."""
+    total = per_dim * group.n_agents * group.action_dim
+    if group.low is None or group.high is None:
+        return total
+    return total + float(((group.high - group.low) / 2).log().sum())
+
+
+def _continuous_group(env: EnvBase) -> AgentGroup:
+    groups = agent_groups(env)
+    for group in groups:
+        if group.discrete:
+            raise ValueError(
+                f"AgentMixerSAC: expected continuous actions, got discrete ones of group "
+                f"{group.name!r}: a joint action is no single categorical one, which TorchRL's "
+                "DiscreteSACLoss wants. Use `agent_mixer`."
+            )
+    if len(groups) > 1:
+        raise ValueError(
+            f"AgentMixerSAC: expected one group of agents, got {[g.name for g in groups]}: "
+            "TorchRL's SACLoss takes one action. Use `agent_mixer` for several."
+        )
+    return groups[0]
