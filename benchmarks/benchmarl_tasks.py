@@ -5,7 +5,7 @@ machine does.
 
 .. code-block:: console
 
-    OMP_NUM_THREADS=1 python benchmarks/benchmarl_tasks.py --frames 36000 --batch 3000
+    OMP_NUM_THREADS=1 python benchmarks/benchmarl_tasks.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def experiment_config(frames: int, batch: int, folder: str, discrete: bool) -> E
     config = ExperimentConfig.get_from_yaml()
     config.max_n_frames = frames
     config.prefer_continuous_actions = not discrete
-    config.lr = 3e-4
+    config.lr = 1e-3
     config.on_policy_collected_frames_per_batch = batch
     config.on_policy_n_envs_per_worker = batch // 100  # episodes of 100 steps
     config.on_policy_n_minibatch_iters = 10
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["balance", "navigation", "simple_spread"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--frames", type=int, default=120_000)
+    parser.add_argument("--frames", type=int, default=30_000)
     parser.add_argument("--batch", type=int, default=6000)
     parser.add_argument("--discrete", action="store_true")
     arguments = parser.parse_args()
