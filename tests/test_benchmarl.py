@@ -333,6 +333,18 @@ def test_in_an_ensemble(tmp_path):
     assert mixer.policies["adversary"]._coefficients.strength == 0.0
 
 
+def test_every_group_is_a_team(tmp_path):
+    run = experiment(tmp_path, False, task=vmas("simple_tag"))
+    batch = next(iter(run.collector))
+    for group, sizes in {"adversary": 3, "agent": 1}.items():
+        processed = run.algorithm.process_batch(group, batch.clone()).reshape(-1)
+        assert run.losses[group](processed)["max_ratio"].item() == pytest.approx(1, abs=1e-4)
+        assert run.algorithm.policies[group].modifier.groups[0].n_agents == sizes
+    assert {("adversary", "action"), ("agent", "action")} <= set(
+        run.algorithm.decentralized().out_keys
+    )
+
+
 def test_callbacks_of_the_user_are_left_alone(tmp_path):
     mine: list = []
     Experiment(
