@@ -106,8 +106,8 @@ def test_every_public_name_is_in_the_reference(built):
         module = importlib.import_module(package)
         for public in module.__all__:
             value = getattr(module, public)
-            if get_origin(value) is Literal:
-                continue  # its values are in the docstrings of what takes it
+            if get_origin(value) is Literal or isinstance(value, int):
+                continue  # no docstring can be theirs
             where = f"{value.__module__}.{public}"
             if where not in found and f"{package}.{public}" not in found:
                 missing.append(f"{package}.{public}")

@@ -64,7 +64,7 @@ def test_killed_thirty_times(tmp_path, kind):
         else:
             (cut / "metrics.csv").unlink(missing_ok=True)  # it died before its first checkpoint
         process = in_process(cut, kind, resume=resume, **frames)
-        process.join(moments.uniform(start / 2, start + 4 * batch))
+        process.join(moments.uniform(start / 2, start + 2 * batch))
         if process.exitcode is None:
             process.kill()
             kills += 1
