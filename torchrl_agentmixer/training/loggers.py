@@ -69,8 +69,7 @@ class MetricLoggers:
 
         Args:
             frames (int): environment steps so far; 0 begins.
-            config (mapping): logged as hyperparameters of runs that begin, fields of fields by
-                dotted names.
+            config (mapping): logged as hyperparameters, fields of fields by dotted names.
         """
         if not self.backends:
             return
@@ -82,7 +81,7 @@ class MetricLoggers:
             logger, known[backend] = _OPEN[backend](
                 self.path, name, frames, known.get(backend), options
             )
-            if begins:
+            if begins or backend in _CONFIG_CHANGES:
                 logger.log_hparams({k: _plain(v) for k, v in flat_config(config).items()})
             self._loggers[backend] = logger
         (self.path / "loggers.json").write_text(json.dumps(known, indent=2) + "\n")
@@ -160,6 +159,8 @@ def _trackio(
     return TrackioLogger(exp_name=name, **{"project": "torchrl_agentmixer", **options}), name
 
 
+# What takes the config of a continuation; others keep that of the beginning.
+_CONFIG_CHANGES = ("trackio", "wandb")
 _OPEN = {"mlflow": _mlflow, "tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
 
 
