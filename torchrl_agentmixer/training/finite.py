@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 
 
 def check_batch(batch: TensorDictBase, frames: int) -> None:
@@ -20,12 +20,25 @@ def check_batch(batch: TensorDictBase, frames: int) -> None:
     Raises:
         FloatingPointError: naming the entry, and the first such value's place.
     """
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise FloatingPointError(
-                f"entry {key!r} of the batch that ends at frame {frames} is {_where(value)} "
-                "(environment, step, ...): expected finite numbers."
-            )
+    bad = {
+        key: value
+        for key, value in batch.items(include_nested=True, leaves_only=True)
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    }
+    if not bad:
+        return
+    time = batch.ndim - 1
+
+    def order(key: NestedKey) -> tuple[int, bool]:
+        return int(_places(bad[key])[:, time].min()), key != ("next", "reward")
+
+    key = min(bad, key=order)  # where it began; of a reward and its sums, the reward
+    places = _places(bad[key])
+    place = places[places[:, time].argmin()]
+    raise FloatingPointError(
+        f"entry {key!r} of the batch that ends at frame {frames} is {_where(bad[key], place)} "
+        "(environment, step, ...): expected finite numbers."
+    )
 
 
 def check_update(
@@ -76,9 +89,14 @@ def _not_finite(state: Mapping[str, Any]) -> str | None:
     if finite.all():
         return None
     name = list(tensors)[int((~finite).nonzero()[0])]
-    return f"parameter {name!r} is {_where(tensors[name])}"
+    return f"parameter {name!r} is {_where(tensors[name], _places(tensors[name])[0])}"
 
 
-def _where(value: torch.Tensor) -> str:
-    index = tuple((~torch.isfinite(value)).nonzero()[0].tolist())
+def _places(value: torch.Tensor) -> torch.Tensor:
+    """Indices of what is not finite, ``[found, dimensions]``."""
+    return (~torch.isfinite(value)).nonzero()
+
+
+def _where(value: torch.Tensor, place: torch.Tensor) -> str:
+    index = tuple(place.tolist())
     return f"{value[index].item()} at index {index} of shape {tuple(value.shape)}"

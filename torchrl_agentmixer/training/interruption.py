@@ -51,10 +51,10 @@ def worker_processes(env: EnvBase) -> list[BaseProcess]:
 
 def what_died(workers: Sequence[BaseProcess]) -> str | None:
     """The worker that ended by itself, and how; ``None`` if all live, or were asked to end."""
-    wait(
-        [worker.sentinel for worker in workers], timeout=1
-    )  # a pipe closes before its process ends
-    dead = [worker for worker in workers if worker.exitcode]  # None: it lives; 0: it was closed
+    workers = list(workers)
+    left = [worker for worker in workers if not _is_closed(worker)]
+    wait([worker.sentinel for worker in left], timeout=1)  # a pipe closes before its process ends
+    dead = [worker for worker in left if worker.exitcode]  # None: it lives; 0: it was closed
     if not dead:
         return None
     # When one dies, TorchRL terminates the others.
@@ -71,11 +71,20 @@ def what_died(workers: Sequence[BaseProcess]) -> str | None:
 
 def end_processes(workers: Sequence[BaseProcess], seconds: float = 5.0) -> None:
     """Leave none behind: terminate, and kill what does not end in ``seconds``."""
-    for worker in workers:
-        if worker.is_alive():
-            worker.terminate()
-    for worker in workers:
+    left = [worker for worker in workers if not _is_closed(worker) and worker.is_alive()]
+    for worker in left:
+        worker.terminate()
+    for worker in left:
         worker.join(seconds)
         if worker.is_alive():
             worker.kill()
             worker.join()
+
+
+def _is_closed(worker: BaseProcess) -> bool:
+    """Whether TorchRL has ended it, and given its process up."""
+    try:
+        worker.is_alive()
+    except ValueError:
+        return True
+    return False
