@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_checkpointing import RUNS, Stopped, assert_equal_runs, run, stop_at
 
-from torchrl_agentmixer.training import ProgressBar
+from torchrl_agentmixer.training import ProgressBar, RunCheckpoints, record_gif
 
 
 def names(path):
@@ -40,6 +42,20 @@ def test_videos_change_nothing_and_go_on(tmp_path, kind, monkeypatch):
         assert (pixels[0] == pixels[1]).all()
     assert_equal_runs(tmp_path / "none", tmp_path / "whole")
     assert_equal_runs(tmp_path / "none", tmp_path / "cut")
+
+
+def test_whatever_drawing_does_to_random_numbers(tmp_path, monkeypatch):
+    def drawing(*args, **kwargs):
+        random.random(), np.random.rand(), torch.rand(1)
+        return record_gif(*args, **kwargs)
+
+    monkeypatch.setattr("torchrl_agentmixer.training.loop.record_gif", drawing)
+    states = []
+    for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
+        random.seed(0), np.random.seed(0)
+        run(path, "bridge", video_interval=interval)
+        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["random"])
+    assert str(states[0]) == str(states[1])
 
 
 class Terminal(io.StringIO):
