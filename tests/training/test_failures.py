@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torchrl_agentmixer.envs import make_env, simulation_state
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
 from torchrl_agentmixer.training.finite import check_update
+from torchrl_agentmixer.training.interruption import what_died
 
 TASK = partial(make_env, "grid/predator_prey", num_envs=2)
 SEEDED = partial(TASK, seed=0)
@@ -45,6 +47,10 @@ def nan_reward(data):
 
 def error(data):
     raise ArithmeticError("the prey is gone")
+
+
+def ignore_sigterm(data):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def control_c(data):
@@ -193,8 +199,13 @@ def test_a_worker_whose_environment_raises(tmp_path, capfd):
     assert newest(tmp_path)[0] == 80
 
 
+def stubborn():
+    return TransformedEnv(SEEDED(), FromStep(1, ignore_sigterm))
+
+
 def test_a_worker_that_is_killed(tmp_path):
-    env = workers(SEEDED, SEEDED)
+    """The other one does not end when it is asked to: it is not left behind either."""
+    env = workers(SEEDED, stubborn)
     started, killed = [], []
 
     def kill(row):
@@ -228,6 +239,21 @@ def test_a_signal_to_all_processes_of_a_job(tmp_path):
     assert ended.value.code == 130
     assert messages[-1].startswith("SIGINT: worker 1 of 2 of the parallel environment")
     assert newest(tmp_path)[0] == 80
+
+
+def test_of_workers_that_ended_the_one_that_did_it_is_named():
+    fork = get_context("fork")
+    ended = fork.Process(target=time.sleep, args=(60,))
+    died = fork.Process(target=os._exit, args=(3,))
+    assert what_died([]) is None
+    for process in (ended, died):
+        process.start()
+    ended.terminate()
+    for process in (ended, died):
+        process.join()
+    assert what_died([ended, died]).startswith("worker 1 of 2 of the parallel environment")
+    assert f"(process {died.pid}) ended with exit code 3" in what_died([ended, died])
+    assert what_died([ended]).endswith(f"(process {ended.pid}) was killed by SIGTERM")
 
 
 def test_environments_of_several_cannot_tell_their_state():
