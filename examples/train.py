@@ -5,10 +5,12 @@
     python examples/train.py env=climbing algorithm=agent_mixer algorithm.head_gain=2 device=cpu
     python examples/train.py --multirun env=climbing algorithm=agent_mixer,mappo seed=0,1,2
     python examples/train.py --multirun hydra/launcher=joblib env=climbing algorithm=mat seed=0,1,2
+    python examples/train.py env=grid_predator_prey logger=tensorboard early_stopping.patience=10
     python examples/train.py resume=runs/grid_predator_prey/mappo/seed_1_20260101_120000
 
 ``hydra/launcher=joblib`` runs on all cores at once, with the ``sweep`` extra: ``docs/sweeps.md``.
 A run that was stopped goes on by ``resume=``, to the same numbers: ``docs/checkpoints.md``.
+``logger``, ``video_interval`` and ``early_stopping``: ``docs/logging.md``.
 
 Fields are in ``examples/conf``. The run directory gets the config, the versions, metrics and
 evaluation episodes as CSV, the parameters, a learning curve, an animation of the decentralized
@@ -17,6 +19,8 @@ policy and a table of results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import hydra
@@ -24,13 +28,15 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase, TransformedEnv
-from tqdm import tqdm
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import CorrelationSeed, make_env
 from torchrl_agentmixer.reporting import plot_learning_curve, results_table
 from torchrl_agentmixer.training import (
+    EarlyStopping,
     LoopConfig,
+    MetricLoggers,
+    ProgressBar,
     RunDirectory,
     keep_freed_memory,
     record_gif,
@@ -49,30 +55,18 @@ def build_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
     return env
 
 
-def progress_bar(total_frames: int):
-    """A live bar with return and frames/s; quiet when the output is no terminal."""
-    bar = tqdm(total=total_frames, unit="frame", unit_scale=True, disable=None)
-
-    def show(row: dict) -> None:
-        shown = {
-            name: row[name]
-            for name in ("score", "return", "eval_return")
-            if row.get(name) is not None
-        }
-        bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
-        bar.update(row["frames"] - bar.n)
-        if row["frames"] >= total_frames:
-            bar.close()
-
-    return show
+# What may differ between a run and its continuation: read anew, and kept if nothing is said.
+ANEW = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
+KEPT = ("early_stopping", "logger", "logger_options", "video_interval")
 
 
-# What may differ between a run and its continuation.
-FREE = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
+def run(
+    config: DictConfig, folder: Path, *, changed: Sequence[str] = ()
+) -> dict[str, float | None]:
+    """Train, and leave everything in ``folder``; the last row of metrics.
 
-
-def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
-    """Train, and leave everything in ``folder``; the last row of metrics."""
+    ``changed`` are fields that a resumed run goes on with, others than it was begun with.
+    """
     resume = config.resume is not None or (config.auto_resume and can_resume(folder))
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
@@ -90,17 +84,41 @@ def run(config: DictConfig, folder: Path) -> dict[str, float | None]:
         checkpoint_interval=config.checkpoint_interval,
         keep_checkpoints=config.keep_checkpoints,
         max_time=config.max_time,
+        video_interval=config.video_interval,
+        early_stopping=EarlyStopping(**(config.early_stopping or {})),
     )
-    directory = RunDirectory(folder, resume=resume)  # not before all that a wrong config can break
     plain = OmegaConf.to_container(config, resolve=True)
+    loggers = MetricLoggers(config.logger, folder, options=plain["logger_options"])
+    bar = ProgressBar(loop.total_frames)
+    directory = RunDirectory(folder, resume=resume)  # not before all that a wrong config can break
     if resume:
-        for other in directory.check_config(plain, free=FREE):
+        for other in directory.check_config(plain, free=(*ANEW, *KEPT, *changed)):
             print(f"{folder}: {other}; the numbers may differ from those of one run")
     else:
         directory.save_config(plain)
-    show = progress_bar(loop.total_frames)
-    last = train(algorithm, env, eval_env, loop, directory, on_metrics=show, on_message=print)
-    if config.plots and last["frames"] >= loop.total_frames:
+
+    def start(frames: int) -> None:
+        if resume:
+            directory.change_config(plain, frames, free=ANEW)
+        loggers.start(frames, plain)
+        bar.start(frames)
+
+    def show(row: dict[str, float | None]) -> None:
+        loggers.log(row)
+        bar.update(row)
+
+    with closing(loggers), closing(bar):
+        last = train(
+            algorithm,
+            env,
+            eval_env,
+            loop,
+            directory,
+            on_start=start,
+            on_metrics=show,
+            on_message=bar.say,
+        )
+    if config.plots and (folder / "algorithm.pt").exists():
         report(folder, algorithm, eval_env, config.env.eval_steps)
     return last
 
@@ -124,14 +142,34 @@ def report(path: Path, algorithm, eval_env: EnvBase, eval_steps: int) -> None:
     print(f"learning curve: {curve}\nanimation:      {animation}")
 
 
+def continuation(config: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The config of the run to resume, with what the command line changes, and the changed fields.
+
+    Raises:
+        ValueError: for a change of what makes it another run.
+    """
+    begun = RunDirectory(config.resume, resume=True).saved_config()
+    fields = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for field in fields:
+        if field.partition(".")[0] not in (*ANEW, *KEPT) and not field.startswith("algorithm."):
+            raise ValueError(
+                f"{config.resume}: {field!r} cannot change when a run is resumed; expected fields "
+                f"of algorithm, or {', '.join((*ANEW, *KEPT))}."
+            )
+    new = [*ANEW, *(name for name in KEPT if name not in begun)]  # older runs lack some
+    merged = OmegaConf.merge(begun, {name: config[name] for name in new})
+    for field in fields:
+        OmegaConf.update(merged, field, OmegaConf.select(config, field), force_add=True)
+    return merged, fields
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, changed = Path(HydraConfig.get().runtime.output_dir), []
     if config.resume is not None:
         folder = Path(config.resume)
-        begun = OmegaConf.create(RunDirectory(folder, resume=True).saved_config())
-        config = OmegaConf.merge(begun, {name: config[name] for name in FREE})
-    last = run(config, folder)
+        config, changed = continuation(config, HydraConfig.get().overrides.task)
+    last = run(config, folder, changed=changed)
     print(results_table([folder]))
     print(f"run directory: {folder}")
     return last["eval_return"]

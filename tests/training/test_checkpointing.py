@@ -43,7 +43,9 @@ RUNS = {
 }
 
 
-def run(path, kind="grid", *, resume=False, total_frames=FRAMES, on_metrics=None, **loop):
+def run(
+    path, kind="grid", *, resume=False, total_frames=FRAMES, on_start=None, on_metrics=None, **loop
+):
     """Train for six batches, with a checkpoint after each."""
     name, method, options = RUNS[kind]
     torch.manual_seed(0)
@@ -62,7 +64,8 @@ def run(path, kind="grid", *, resume=False, total_frames=FRAMES, on_metrics=None
     )
     messages: list[str] = []
     directory = RunDirectory(path, resume=resume)
-    train(algorithm, *envs, config, directory, on_metrics=on_metrics, on_message=messages.append)
+    hooks = {"on_start": on_start, "on_metrics": on_metrics, "on_message": messages.append}
+    train(algorithm, *envs, config, directory, **hooks)
     return algorithm, messages
 
 

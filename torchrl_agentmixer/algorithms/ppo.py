@@ -231,11 +231,12 @@ class PPOAlgorithm(nn.Module):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Go on from there, with the learning rates of this configuration.
 
         Raises:
             ValueError: for the state of another method, environment or network size.
         """
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self.load_state_dict(state["parameters"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -244,6 +245,8 @@ class PPOAlgorithm(nn.Module):
                 f"{type(self).__name__}: expected the state of the same method with the same "
                 f"sizes: {error}"
             ) from error
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         self.frames = state["frames"]
         self.on_progress(self.progress)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 State = dict[str, Any]
 
@@ -40,6 +40,8 @@ def simulation_state(env: EnvBase) -> State | None:
     if isinstance(env, TransformedEnv):
         base = simulation_state(env.base_env)
         return None if base is None else {"transform": env.transform.state_dict(), "base": base}
+    if isinstance(env, ParallelEnv | SerialEnv):
+        return None  # each worker has random numbers of its own, which it does not tell
     return env.simulation_state() if hasattr(env, "simulation_state") else None
 
 

@@ -140,6 +140,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
     for run in runs:
         frames = run.metrics.get("frames") or [0]
         last = frames[-1] or 0
+        if last < run.total_frames and (run.path / "algorithm.pt").exists():
+            raise ValueError(
+                f"{run.path}: expected a complete run of {run.total_frames} frames, got "
+                f"{last:.0f}: it stopped early, and its last evaluation is not of the same budget. "
+                "Go on without early stopping, by examples/train.py resume=<run> "
+                "early_stopping.target=null early_stopping.patience=null, or move it out of the "
+                "folder."
+            )
         if last < run.total_frames:
             raise ValueError(
                 f"{run.path}: expected a complete run of {run.total_frames} frames, got "

@@ -104,6 +104,12 @@ class RunCheckpoints:
             raise ValueError("no whole checkpoint:\n" + "\n".join(problems))
         raise FileNotFoundError(f"{self.path} holds no checkpoint to resume from.")
 
+    @property
+    def newest(self) -> Path | None:
+        """The one with the most frames, or ``None``; whether it is whole, loading tells."""
+        paths = self._rotation.checkpoints()
+        return paths[-1] if paths else None
+
     def __len__(self) -> int:
         return len(self._rotation.checkpoints())
 

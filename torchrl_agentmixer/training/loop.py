@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, cast
 
 import torch
@@ -27,7 +26,16 @@ from torchrl_agentmixer.training.checkpointing import (
     load_random_state,
     random_state,
 )
-from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
+from torchrl_agentmixer.training.early_stopping import EarlyStopping
+from torchrl_agentmixer.training.evaluation import record_gif
+from torchrl_agentmixer.training.finite import check_batch, check_update
+from torchrl_agentmixer.training.interruption import (
+    asked_to_end,
+    end_processes,
+    what_died,
+    worker_processes,
+)
+from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, rates
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
 
@@ -68,6 +76,9 @@ class LoopConfig:
         checkpoint_interval: frames between two checkpoints; ``None`` for none.
         keep_checkpoints: how many of the newest ones stay.
         max_time: seconds after which training stops, with a checkpoint; ``None`` for no limit.
+        video_interval: frames between two animations of the first evaluation episode, at
+            evaluations, the first one before training; ``None`` for none.
+        early_stopping: when training ends before ``total_frames``; never by default.
     """
 
     total_frames: int
@@ -78,6 +89,8 @@ class LoopConfig:
     checkpoint_interval: int | None = None
     keep_checkpoints: int = 2
     max_time: float | None = None
+    video_interval: int | None = None
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     def __post_init__(self) -> None:
         for name in (
@@ -87,6 +100,7 @@ class LoopConfig:
             "eval_steps",
             "checkpoint_interval",
             "keep_checkpoints",
+            "video_interval",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,6 +116,7 @@ def train(
     config: LoopConfig,
     run: RunDirectory,
     *,
+    on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[dict[str, float | None]], None] | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> dict[str, float | None]:
@@ -115,10 +130,14 @@ def train(
     With ``config.checkpoint_interval``, checkpoints are written to ``checkpoints/``: before the
     first batch, at each interval, at the end, at ``config.max_time``, and, after the batch it is
     at, when the process is asked to end (SIGTERM; SIGINT, which is Ctrl-C). ``algorithm.pt`` is
-    written at the end of training alone. A run directory that was opened with ``resume=True`` goes
-    on from its newest whole checkpoint to the same numbers as a run that was never stopped (on a
-    CPU, bit for bit, ``fps`` aside), if the environment can tell its state (see
-    :func:`~torchrl_agentmixer.envs.simulation_state`); else with new episodes.
+    written at the end of training alone, which ``config.early_stopping`` may bring about. A run
+    directory that was opened with ``resume=True`` goes on from its newest whole checkpoint to the
+    same numbers as a run that was never stopped (on a CPU, bit for bit, ``fps`` aside), if the
+    environment can tell its state (see :func:`~torchrl_agentmixer.envs.simulation_state`); else
+    with new episodes.
+
+    A batch, metric or parameter that is not finite, and a worker process that dies, end the run
+    with an error that names it, and the checkpoint to go back to.
 
     Args:
         algorithm (Algorithm): a method.
@@ -128,19 +147,22 @@ def train(
         run (RunDirectory): where results go.
 
     Keyword Args:
+        on_start (callable, optional): is told the frames done so far, before the first batch: 0,
+            or those of the checkpoint.
         on_metrics (callable, optional): sees each row, for a progress bar or a logger.
         on_message (callable, optional): is told what a user should know: which checkpoint was
-            resumed from, and why not from a newer one. Default: a warning.
+            resumed from, why not from a newer one, and why a run ends early. Default: a warning.
 
     Returns:
         dict: the last row of metrics.
 
     Raises:
-        ValueError: if ``frames_per_batch`` is no multiple of the number of environments, or no
-            checkpoint is whole.
+        ValueError: if ``frames_per_batch`` is no multiple of the number of environments, no
+            checkpoint is whole, or ``early_stopping`` names a metric that there is not.
         FileNotFoundError: if there is none to resume from.
-        FloatingPointError: when an entry of a batch, or a metric, is not finite; the run
-            directory keeps all that was written before.
+        FloatingPointError: when an entry of a batch, a metric or a parameter is not finite; the
+            run directory keeps all that was written before.
+        RuntimeError: when a worker process of a ``ParallelEnv`` dies.
         SystemExit: after SIGTERM or SIGINT, with the code that shells give them.
     """
     num_envs = env.batch_size.numel()
@@ -159,174 +181,181 @@ def train(
         total_frames=-1,  # the loop counts, from where it was resumed
         device=env.device,
     )
+    collecting = worker_processes(env)
     checkpoints = RunCheckpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
-    frames, next_eval, next_checkpoint = 0, config.eval_interval, config.checkpoint_interval
-    row: dict[str, float | None] = {}
+    position = _Position(next_eval=config.eval_interval)
+    next_checkpoint = config.checkpoint_interval
     seconds: dict[str, float] = {}
     began = time.monotonic()
+
+    def save() -> None:
+        parts = {
+            "algorithm": algorithm.checkpoint_state(),
+            "collector": collector_state(collector),
+            "loop": {**vars(position), "sizes": run.sizes()},
+            "random": random_state(),
+        }
+        checkpoints.save(parts, frames=position.frames)
+
     try:
-        if run.resume:
-            frames, parts = checkpoints.load_newest(say)
-            algorithm.load_checkpoint_state(parts["algorithm"])
-            collector.update_policy_weights_()
-            row, next_eval = parts["loop"]["row"], parts["loop"]["next_eval"]
-            run.cut(parts["loop"]["sizes"])
-            say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
-            if not load_collector_state(collector, parts["collector"]):
-                say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
-            load_random_state(parts["random"])
-            if next_checkpoint is not None:
-                next_checkpoint += frames - frames % next_checkpoint
-
-        def save() -> None:
-            loop = {"row": row, "next_eval": next_eval, "sizes": run.sizes()}
-            parts = {
-                "algorithm": algorithm.checkpoint_state(),
-                "collector": collector_state(collector),
-                "loop": loop,
-                "random": random_state(),
-            }
-            checkpoints.save(parts, frames=frames)
-
-        batches = iter(collector)
-        with _asked_to_end() as asked:
-            if next_checkpoint is not None and not run.resume:
-                save()  # from now on, there is one to resume from
-            while frames < config.total_frames:
-                with _timed(seconds, "collect"):
-                    batch = next(batches)
-                frames += batch.numel()
-                _check_finite(batch, frames)
-                row = {"frames": frames, **_batch_metrics(batch)}
-                with _timed(seconds, "update"):
-                    row |= algorithm.update(batch)
-                _check_metrics(row, frames)
-                collector.update_policy_weights_()
-                evaluating = frames >= next_eval or frames >= config.total_frames
-                with _timed(seconds, "evaluate"):
-                    row |= _evaluations(algorithm, eval_env, config, frames, evaluating, run)
+        with asked_to_end() as asked:
+            if run.resume:
+                _resume(position, checkpoints, algorithm, collector, run, say)
+                if next_checkpoint is not None:
+                    next_checkpoint = _after(position.frames, next_checkpoint)
+            if on_start is not None:
+                on_start(position.frames)
+            if not run.resume:
+                _film(position, algorithm, eval_env, config, run)
+                if next_checkpoint is not None:
+                    save()  # from now on, there is one to resume from
+            batches = iter(collector)
+            reason = config.early_stopping.reason(position.stopping)
+            workers = [*collecting, *worker_processes(eval_env)]
+            if position.frames < config.total_frames and reason is None:
+                (run.path / "algorithm.pt").unlink(missing_ok=True)  # it says that a run has ended
+            while position.frames < config.total_frames and reason is None:
+                with _explained(position, checkpoints, workers, asked, say):
+                    with _timed(seconds, "collect"):
+                        batch = next(batches)
+                    frames = position.frames + batch.numel()
+                    check_batch(batch, frames)
+                    row = {"frames": frames, **batch_metrics(batch)}
+                    with _timed(seconds, "update"):
+                        row |= algorithm.update(batch)
+                    check_update(row, algorithm.state_dict(), frames)
+                    collector.update_policy_weights_()
+                    evaluating = frames >= position.next_eval or frames >= config.total_frames
+                    with _timed(seconds, "evaluate"):
+                        row |= evaluation_metrics(
+                            algorithm, eval_env, config, frames, evaluating, run
+                        )
+                config.early_stopping.check(row)
+                position.frames, position.row = frames, row
                 if evaluating:
-                    next_eval = frames - frames % config.eval_interval + config.eval_interval
-                row |= _rates(seconds, batch.numel())
+                    position.next_eval = _after(frames, config.eval_interval)
+                    position.stopping = config.early_stopping.after(row, position.stopping)
+                    reason = config.early_stopping.reason(position.stopping)
+                    _film(position, algorithm, eval_env, config, run)
+                row |= rates(seconds, batch.numel())
                 run.log(row)
                 if on_metrics is not None:
                     on_metrics(row)
                 late = config.max_time is not None and time.monotonic() - began > config.max_time
-                last = late or bool(asked) or frames >= config.total_frames
-                if next_checkpoint is not None and (last or frames >= next_checkpoint):
+                done = frames >= config.total_frames or reason is not None
+                ending = late or done or bool(asked)
+                if next_checkpoint is not None and (ending or frames >= next_checkpoint):
                     save()
-                    interval = cast(int, config.checkpoint_interval)
-                    next_checkpoint = frames - frames % interval + interval
+                    next_checkpoint = _after(frames, cast(int, config.checkpoint_interval))
                 if asked:
                     say(f"{run.path}: {asked[0].name} at frame {frames:,}; resume to go on.")
                     raise SystemExit(128 + asked[0])
-                if late and frames < config.total_frames:
+                if late and not done:
                     say(f"{run.path}: {config.max_time} s are over at frame {frames:,}.")
                     return row
     finally:
-        collector.shutdown()
+        collector.shutdown(raise_on_error=False)
+        end_processes(collecting)
+    if reason is not None and position.frames < config.total_frames:
+        say(f"{run.path}: stopped early at frame {position.frames:,}: {reason}.")
     torch.save(algorithm.state_dict(), run.path / "algorithm.pt")
-    return row
+    return position.row
+
+
+@dataclass
+class _Position:
+    """How far a run is, as its checkpoints hold it."""
+
+    next_eval: int
+    next_video: int = 0
+    frames: int = 0
+    row: dict[str, float | None] = field(default_factory=dict)
+    stopping: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _resume(
+    position: _Position,
+    checkpoints: RunCheckpoints,
+    algorithm: Algorithm,
+    collector: Collector,
+    run: RunDirectory,
+    say: Callable[[str], None],
+) -> None:
+    """Go on from the newest whole checkpoint."""
+    frames, parts = checkpoints.load_newest(say)
+    algorithm.load_checkpoint_state(parts["algorithm"])
+    collector.update_policy_weights_()
+    loop = parts["loop"]
+    run.cut(loop["sizes"])
+    position.frames, position.row, position.next_eval = frames, loop["row"], loop["next_eval"]
+    position.next_video = loop.get("next_video", 0)  # older checkpoints lack these
+    position.stopping = loop.get("stopping", {})
+    say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
+    if not load_collector_state(collector, parts["collector"]):
+        say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
+    load_random_state(parts["random"])
 
 
 @contextmanager
-def _asked_to_end() -> Iterator[list[signal.Signals]]:
-    """Note SIGTERM and SIGINT instead of ending at once; a second one ends at once."""
-    asked: list[signal.Signals] = []
-
-    def note(number: int, frame: Any) -> None:
-        asked.append(signal.Signals(number))
-        signal.signal(number, before[number])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals go to the main thread
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {int(number): signal.getsignal(number) for number in numbers}
-    for number in before:
-        signal.signal(number, note)
+def _explained(
+    position: _Position,
+    checkpoints: RunCheckpoints,
+    workers: Sequence[BaseProcess],
+    asked: Sequence[signal.Signals],
+    say: Callable[[str], None],
+) -> Iterator[None]:
+    """Errors name the worker that died, if one did, and the checkpoint to go back to."""
     try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error} {_way_back(checkpoints)}") from error
+    except Exception as error:
+        died = what_died(workers)
+        if died is None:
+            say(f"{type(error).__name__} after frame {position.frames:,}. {_way_back(checkpoints)}")
+            raise
+        died = f"{died}, after frame {position.frames:,}. {_way_back(checkpoints)}"
+        if asked:  # a signal to all processes of a job reaches the workers as well
+            say(f"{asked[0].name}: {died}")
+            raise SystemExit(128 + asked[0]) from error
+        raise RuntimeError(died) from error
 
 
-def _batch_metrics(batch: TensorDictBase) -> dict[str, float | None]:
-    """Mean return and win rate of the episodes that ended, and reward per step, in collection."""
-    done = batch["next", "done"]
-    ended = batch["next", "episode_reward"][done]
-    metrics = {
-        "return": float(ended.mean()) if ended.numel() else None,
-        "score": float(batch["next", "reward"].mean()),
-    }
-    won = batch["next"].get("battle_won", None)
-    if won is not None:
-        metrics["win_rate"] = float(won[done].float().mean()) if ended.numel() else None
-    return metrics
+def _after(frames: int, interval: int) -> int:
+    """The next multiple of ``interval``."""
+    return frames - frames % interval + interval
 
 
-def _evaluations(
+def _way_back(checkpoints: RunCheckpoints) -> str:
+    if checkpoints.newest is None:
+        return "There is no checkpoint to go back to: `checkpoint_interval` writes them."
+    return f"{checkpoints.newest} is from before: resume from it (docs/checkpoints.md)."
+
+
+def _film(
+    position: _Position,
     algorithm: Algorithm,
     eval_env: EnvBase,
     config: LoopConfig,
-    frames: int,
-    evaluating: bool,
     run: RunDirectory,
-) -> dict[str, float | None]:
-    names = ["return", "score", "length"]
-    if "battle_won" in eval_env.observation_spec.keys():  # noqa: SIM118
-        names.append("win_rate")
-    if not evaluating:
-        return {
-            f"{prefix}_{name}": None
-            for prefix in ("eval", "eval_joint", "eval_individual")
-            for name in names
-        }
-
-    def run_episodes(policy: TensorDictModuleBase, deterministic: bool = True) -> Evaluation:
-        return evaluate(
-            policy,
+) -> None:
+    """Record the first evaluation episode if it is time, and leave random numbers as they are."""
+    if config.video_interval is None or position.frames < position.next_video:
+        return
+    path = run.path / "videos" / f"{position.frames:012d}.gif"
+    path.parent.mkdir(exist_ok=True)
+    state = random_state()
+    try:
+        record_gif(
+            algorithm.execution_policy,
             eval_env,
+            path,
             max_steps=config.eval_steps,
             seed=config.eval_seed,
-            deterministic=deterministic,
         )
-
-    decentralized = run_episodes(algorithm.execution_policy)
-    run.log_episodes(frames, decentralized)
-    return {
-        **decentralized.metrics("eval"),
-        **run_episodes(algorithm.policy).metrics("eval_joint"),
-        **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
-    }
-
-
-def _check_finite(batch: TensorDictBase, frames: int) -> None:
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            index = tuple((~torch.isfinite(value)).nonzero()[0].tolist())
-            raise FloatingPointError(
-                f"entry {key!r} of the batch that ends at frame {frames} is "
-                f"{value[index].item()} at index {index} of shape {tuple(value.shape)} "
-                "(environment, step, ...): expected finite numbers. "
-                "The run directory keeps all that was logged before."
-            )
-
-
-def _check_metrics(row: Mapping[str, float | None], frames: int) -> None:
-    for name, value in row.items():
-        if value is not None and not math.isfinite(value):
-            raise FloatingPointError(
-                f"metric {name!r} is {value} after the update at frame {frames}: expected a finite "
-                "number. The parameters are lost; lower the learning rate or look at the rewards."
-            )
-
-
-def _rates(seconds: dict[str, float], frames: int) -> dict[str, float]:
-    total = sum(seconds.values())
-    rates = {f"fps_{name}": frames / max(t, 1e-9) for name, t in seconds.items()}
-    return {"fps": frames / max(total, 1e-9), **rates}
+    finally:
+        load_random_state(state)
+    position.next_video = _after(position.frames, config.video_interval)
 
 
 @contextmanager

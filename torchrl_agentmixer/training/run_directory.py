@@ -87,11 +87,16 @@ class RunDirectory:
         (self.path / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n")
 
     def saved_config(self) -> dict[str, Any]:
-        """The config that the run was begun with.
+        """The config that the run was begun with, or last went on with.
 
         Raises:
             FileNotFoundError: if the folder holds no run.
         """
+        config = self._written_config()
+        config.pop("changes", None)
+        return config
+
+    def _written_config(self) -> dict[str, Any]:
         path = self.path / "config.json"
         if not path.exists():
             raise FileNotFoundError(
@@ -106,7 +111,7 @@ class RunDirectory:
             config (mapping): of the continuation.
 
         Keyword Args:
-            free (collection of str): top-level fields that may differ.
+            free (collection of str): fields that may differ, top-level or by dotted names.
 
         Returns:
             list of str: packages that have another version now; the numbers may differ then.
@@ -115,7 +120,7 @@ class RunDirectory:
             ValueError: if other fields differ, with both values of each.
         """
         before, now = (
-            {k: v for k, v in _flat(c).items() if k.partition(".")[0] not in free}
+            {k: v for k, v in flat_config(c).items() if not {k, k.partition(".")[0]} & {*free}}
             for c in (self.saved_config(), config)
         )
         differ = [
@@ -134,6 +139,30 @@ class RunDirectory:
             for package, number in _versions().items()
             if then.get(package) != number
         ]
+
+    def change_config(
+        self, config: Mapping[str, Any], frames: int, *, free: Collection[str] = ()
+    ) -> None:
+        """Write the config that a run goes on with, and under ``"changes"`` what it was before.
+
+        Args:
+            config (mapping): from now on.
+            frames (int): environment steps so far.
+
+        Keyword Args:
+            free (collection of str): top-level fields that are no part of the run.
+        """
+        written = self._written_config()
+        was, now = flat_config(self.saved_config()), flat_config(config)
+        before = {
+            key: was.get(key)
+            for key in sorted(was.keys() | now.keys())
+            if was.get(key) != now.get(key) and key.partition(".")[0] not in free
+        }
+        if before:
+            changes = [*written.get("changes", []), {"frames": frames, "before": before}]
+            text = json.dumps({**config, "changes": changes}, indent=2)
+            (self.path / "config.json").write_text(text + "\n")
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row of metrics; ``None`` is an empty cell.
@@ -204,12 +233,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of fields by dotted names."""
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of fields by dotted names.
+
+    Examples:
+        >>> flat_config({"env": {"name": "matrix/climbing"}, "seed": 0})
+        {'env.name': 'matrix/climbing', 'seed': 0}
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_config(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat

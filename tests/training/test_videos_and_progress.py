@@ -1,0 +1,87 @@
+"""What shows how a run goes: animations that change nothing, and a line on the terminal."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_checkpointing import RUNS, Stopped, assert_equal_runs, run, stop_at
+
+from torchrl_agentmixer.training import ProgressBar, RunCheckpoints, record_gif
+
+
+def names(path):
+    return [video.name for video in sorted((path / "videos").iterdir())]
+
+
+@pytest.mark.parametrize("kind", ["bridge", "vmas"])
+def test_videos_change_nothing_and_go_on(tmp_path, kind, monkeypatch):
+    """Evaluations are at 80, 160 and 240; the first after 200 frames is the last."""
+    monkeypatch.setitem(RUNS, "vmas", ("vmas/predator_prey", "mappo", {"epochs": 1}))
+    first, last = (f"{frames:012d}.gif" for frames in (0, 240))
+    run(tmp_path / "none", kind)
+    run(tmp_path / "whole", kind, video_interval=200)
+    assert names(tmp_path / "whole") == [first, last]
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", kind, on_metrics=stop_at(120), video_interval=200)
+    (tmp_path / "cut" / "videos" / first).unlink()
+    run(tmp_path / "cut", kind, resume=True, video_interval=200)
+    assert names(tmp_path / "cut") == [last]
+    for name in names(tmp_path / "cut"):
+        pictures = [Image.open(tmp_path / one / "videos" / name) for one in ("whole", "cut")]
+        assert pictures[0].n_frames == pictures[1].n_frames > 1
+        pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
+        assert (pixels[0] == pixels[1]).all()
+    assert_equal_runs(tmp_path / "none", tmp_path / "whole")
+    assert_equal_runs(tmp_path / "none", tmp_path / "cut")
+
+
+def test_whatever_drawing_does_to_random_numbers(tmp_path, monkeypatch):
+    def drawing(*args, **kwargs):
+        random.random(), np.random.rand(), torch.rand(1)
+        return record_gif(*args, **kwargs)
+
+    monkeypatch.setattr("torchrl_agentmixer.training.loop.record_gif", drawing)
+    states = []
+    for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
+        random.seed(0), np.random.seed(0)
+        run(path, "bridge", video_interval=interval)
+        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["random"])
+    assert str(states[0]) == str(states[1])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_begins_where_the_run_does_and_shows_its_returns():
+    screen = Terminal()
+    bar = ProgressBar(1000, file=screen)
+    bar.start(600)
+    bar.update({"frames": 700, "return": 1.25, "eval_return": 4.5, "score": None})
+    bar.update({"frames": 800, "return": None, "eval_return": None, "score": 0.5})
+    bar.close()
+    last = screen.getvalue().split("\r")[-1]
+    assert "80%" in last
+    assert "800/1.00k" in last
+    assert re.search(r"\[\d\d:\d\d<(\d\d:\d\d|\?)", last)  # time so far, and time left
+    assert "frames/s" in last
+    assert "return=1.25, eval_return=4.5, score=0.5" in last  # what a row lacks stays
+    assert "60%" in screen.getvalue()
+
+
+def test_a_bar_is_quiet_without_a_terminal(capsys):
+    file = io.StringIO()
+    bar = ProgressBar(1000, file=file)
+    bar.start(0)
+    bar.update({"frames": 1000, "return": 1.0})
+    bar.say("resumed")
+    bar.close()
+    assert file.getvalue() == ""
+    assert capsys.readouterr().out == "resumed\n"

@@ -1,0 +1,168 @@
+"""Metrics for TensorBoard, W&B, MLflow and Trackio, by TorchRL's loggers."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torchrl.record.loggers import Logger, TensorboardLogger
+from torchrl.record.loggers.mlflow import MLFlowLogger
+from torchrl.record.loggers.trackio import TrackioLogger
+from torchrl.record.loggers.wandb import WandbLogger
+
+from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.training.run_directory import flat_config
+
+BACKENDS = ("mlflow", "tensorboard", "trackio", "wandb")
+
+
+class MetricLoggers:
+    """Sends the rows of ``metrics.csv`` to other places as well, over environment steps.
+
+    A run that is resumed goes on in the same run of the backend: what identifies it is in
+    ``loggers.json`` in the run directory.
+
+    Args:
+        backends (str or sequence of str, optional): of ``"mlflow"``, ``"tensorboard"``,
+            ``"trackio"`` and ``"wandb"``; ``None`` or none of them for nothing.
+        path (path): the run directory.
+
+    Keyword Args:
+        options (mapping, optional): for each backend keyword arguments of TorchRL's logger.
+
+    Raises:
+        ValueError: for an unknown backend; the message names the nearest one.
+        ImportError: for a package that is missing, with the command that installs it.
+
+    Examples:
+        >>> import tempfile
+        >>> loggers = MetricLoggers("tensorboard", tempfile.mkdtemp())
+        >>> loggers.start(0, {"seed": 0})
+        >>> loggers.log({"frames": 10, "return": 1.5, "eval_return": None})
+        >>> loggers.close()
+    """
+
+    def __init__(
+        self,
+        backends: str | Sequence[str] | None,
+        path: str | Path,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.backends = [backends] if isinstance(backends, str) else list(backends or ())
+        self.path = Path(path)
+        self.options = options or {}
+        self._loggers: dict[str, Logger] = {}
+        for name in self.backends:
+            if name not in BACKENDS:
+                raise ValueError(unknown_name("logger", name, BACKENDS))
+            if find_spec(name) is None:
+                raise ImportError(f"logger {name!r} needs its package: pip install {name}")
+
+    def start(self, frames: int, config: Mapping[str, Any]) -> None:
+        """Begin the backends' runs, or go on with them.
+
+        Args:
+            frames (int): environment steps so far; 0 begins.
+            config (mapping): logged as hyperparameters, fields of fields by dotted names.
+        """
+        if not self.backends:
+            return
+        known = self._known()
+        name = known.setdefault("name", "-".join(self.path.absolute().parts[-3:]))
+        for backend in self.backends:
+            options = dict(self.options.get(backend) or {})
+            begins = backend not in known
+            logger, known[backend] = _OPEN[backend](
+                self.path, name, frames, known.get(backend), options
+            )
+            if begins or backend in _CONFIG_CHANGES:
+                logger.log_hparams({k: _plain(v) for k, v in flat_config(config).items()})
+            self._loggers[backend] = logger
+        (self.path / "loggers.json").write_text(json.dumps(known, indent=2) + "\n")
+
+    def log(self, row: Mapping[str, float | None]) -> None:
+        """Log a row of metrics at its frames; ``None`` is left out."""
+        frames = int(row["frames"] or 0)
+        metrics = {k: v for k, v in row.items() if k != "frames" and v is not None}
+        for logger in self._loggers.values():
+            logger.log_metrics(metrics, step=frames)
+
+    def close(self) -> None:
+        """End the backends' runs, so that all is written."""
+        for backend, logger in self._loggers.items():
+            logger.shutdown()
+            if backend == "mlflow":  # its runs are the process's, and TorchRL leaves them open
+                import mlflow
+
+                mlflow.end_run()
+        self._loggers = {}
+
+    def _known(self) -> dict[str, Any]:
+        path = self.path / "loggers.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+class _Tensorboard(TensorboardLogger):
+    """One that takes back what was logged after the frames it goes on from."""
+
+    def __init__(self, *, log_dir: str, purge_step: int | None) -> None:
+        self._purge_step = purge_step
+        super().__init__(exp_name="tensorboard", log_dir=log_dir)
+
+    def _create_experiment(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(f"{self.log_dir}/{self.exp_name}", purge_step=self._purge_step)
+
+
+# Each opens a logger, and returns it and what identifies its run.
+
+
+def _tensorboard(
+    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
+) -> tuple[Logger, Any]:
+    purge_step = None if known is None else frames + 1
+    return _Tensorboard(log_dir=str(path), purge_step=purge_step, **options), True
+
+
+def _wandb(
+    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
+) -> tuple[Logger, Any]:
+    run_id = known or uuid.uuid4().hex
+    return WandbLogger(exp_name=name, save_dir=str(path), id=run_id, **options), run_id
+
+
+def _mlflow(
+    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
+) -> tuple[Logger, Any]:
+    uri = options.setdefault("tracking_uri", f"sqlite:///{path.absolute() / 'mlflow.db'}")
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if known is not None:
+        os.environ["MLFLOW_RUN_ID"] = known  # of the run that `mlflow.start_run` goes on with
+    logger = MLFlowLogger(**{"exp_name": "torchrl_agentmixer", **options})
+    import mlflow
+
+    mlflow.set_tag("mlflow.runName", name)
+    return logger, logger.experiment.info.run_id
+
+
+def _trackio(
+    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
+) -> tuple[Logger, Any]:
+    return TrackioLogger(exp_name=name, **{"project": "torchrl_agentmixer", **options}), name
+
+
+# What takes the config of a continuation; others keep that of the beginning.
+_CONFIG_CHANGES = ("trackio", "wandb")
+_OPEN = {"mlflow": _mlflow, "tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,0 +1,76 @@
+"""What a row of ``metrics.csv`` says, beside what a method's update does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
+from torchrl_agentmixer.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from torchrl_agentmixer.training.loop import Algorithm, LoopConfig
+
+
+def batch_metrics(batch: TensorDictBase) -> dict[str, float | None]:
+    """Mean return and win rate of the episodes that ended, and reward per step, in collection."""
+    done = batch["next", "done"]
+    ended = batch["next", "episode_reward"][done]
+    metrics = {
+        "return": float(ended.mean()) if ended.numel() else None,
+        "score": float(batch["next", "reward"].mean()),
+    }
+    won = batch["next"].get("battle_won", None)
+    if won is not None:
+        metrics["win_rate"] = float(won[done].float().mean()) if ended.numel() else None
+    return metrics
+
+
+def evaluation_metrics(
+    algorithm: Algorithm,
+    eval_env: EnvBase,
+    config: LoopConfig,
+    frames: int,
+    evaluating: bool,
+    run: RunDirectory,
+) -> dict[str, float | None]:
+    """Scores of the policy that is executed, of the joint one and of the individual ones.
+
+    Where it is not time to evaluate, the same names, and ``None``.
+    """
+    names = ["return", "score", "length"]
+    if "battle_won" in eval_env.observation_spec.keys():  # noqa: SIM118
+        names.append("win_rate")
+    if not evaluating:
+        return {
+            f"{prefix}_{name}": None
+            for prefix in ("eval", "eval_joint", "eval_individual")
+            for name in names
+        }
+
+    def run_episodes(policy: TensorDictModuleBase, deterministic: bool = True) -> Evaluation:
+        return evaluate(
+            policy,
+            eval_env,
+            max_steps=config.eval_steps,
+            seed=config.eval_seed,
+            deterministic=deterministic,
+        )
+
+    decentralized = run_episodes(algorithm.execution_policy)
+    run.log_episodes(frames, decentralized)
+    return {
+        **decentralized.metrics("eval"),
+        **run_episodes(algorithm.policy).metrics("eval_joint"),
+        **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
+    }
+
+
+def rates(seconds: dict[str, float], frames: int) -> dict[str, float]:
+    """Frames per second, of all and of each part of a batch's time."""
+    total = sum(seconds.values())
+    of_parts = {f"fps_{name}": frames / max(t, 1e-9) for name, t in seconds.items()}
+    return {"fps": frames / max(total, 1e-9), **of_parts}
