@@ -154,7 +154,7 @@ def table(rows: list[dict], environment: str) -> str:
         cells = [name]
         for column in TABLE:
             values = [row[column] for row in seeds if row[column] is not None]
-            listed = " ".join(f"{value:.3g}" for value in values)
+            listed = " ".join(f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in values)
             cells.append(f"{listed}; **{np.mean(values):.3f}**" if values else "")
         scores, baseline = (
             np.array([row["eval"] for row in last[which]]) for which in (name, first)
