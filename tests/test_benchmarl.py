@@ -206,7 +206,9 @@ def test_the_team_has_one_advantage(tmp_path):
     theirs = theirs["agents", "advantage"]
     advantage = run.algorithm.process_batch("agents", batch)["agents", "advantage"]
     assert theirs.std(-2).max() > 1e-3
-    torch.testing.assert_close(advantage, theirs.mean(-2, keepdim=True).expand_as(theirs))
+    team = theirs.mean(-2, keepdim=True)
+    team = (team - team.mean()) / team.std()
+    torch.testing.assert_close(advantage, team.expand_as(theirs))
 
 
 @pytest.mark.parametrize("model", [MlpConfig, GruConfig])

@@ -39,7 +39,7 @@ class AgentMixer(Mappo):
     make the joint policy that is collected with and trained, by BenchMARL's PPO loss and critic.
     The Modifier reads the task's state, or all observations of the group where it has none. Each
     group of agents is a team with a Modifier of its own. The team's advantage is the mean over its
-    agents.
+    agents, normalized over the batch.
 
     BenchMARL's deterministic evaluation runs the individual modes, what :meth:`decentralized`
     returns; a stochastic one (``evaluation_deterministic_actions=False``) the joint policy.
@@ -150,11 +150,17 @@ class AgentMixer(Mappo):
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
-        """BenchMARL's advantages, averaged over the agents: the team is one learner."""
+        """BenchMARL's advantages, averaged over agents and normalized: the team is one learner.
+
+        BenchMARL's MAPPO does not normalize. The joint scale of continuous actions learns slowly:
+        while the critic's values are too high, all samples look bad, and the means would run away
+        from all of them.
+        """
         batch = super().process_batch(group, batch)
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
-        team = advantage.mean(-2, keepdim=True).expand_as(advantage)
-        return batch.set((group, "advantage"), team.clone())
+        team = advantage.mean(-2, keepdim=True)
+        team = (team - team.mean()) / team.std().clamp_min(1e-6)
+        return batch.set((group, "advantage"), team.expand_as(advantage).clone())
 
     def _agents(self, group: str, continuous: bool) -> AgentGroup:
         action = self.action_spec[group, "action"]
