@@ -180,6 +180,7 @@ def train(
         frames_per_batch=config.frames_per_batch,
         total_frames=-1,  # the loop counts, from where it was resumed
         device=env.device,
+        auto_register_policy_transforms=False,  # with_memory adds what the policy needs
     )
     collecting = worker_processes(env)
     checkpoints = RunCheckpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
