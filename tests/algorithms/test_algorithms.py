@@ -135,10 +135,12 @@ class TestConformance:
         others += 10 * torch.randn_like(others)
         disturbed["state"] += 10 * torch.randn_like(disturbed["state"])
         moved = set()
+        start = [parameter.clone() for parameter in policy.parameters()]
         for _ in range(50):
             with torch.no_grad():  # another network, whose outputs differ much
-                for parameter in policy.parameters():
-                    parameter += parameter.shape[-1] ** -0.5 * torch.randn_like(parameter)
+                for parameter, first in zip(policy.parameters(), start, strict=True):
+                    noise = torch.randn_like(parameter) if parameter.ndim > 1 else 0
+                    parameter.copy_(first + 3 * first.shape[-1] ** -0.5 * noise)
             before, after = (policy(x.copy())["agents", "action"] for x in (data, disturbed))
             moved |= {i for i in (0, -1) if not torch.equal(before[:, i], after[:, i])}
         assert moved == ({0} if algorithm.decentralized_execution else {0, -1})

@@ -182,11 +182,13 @@ def test_agents_with_equal_parameters_and_without(tmp_path, randomized):
 
 @pytest.mark.parametrize("name", available_algorithms())
 def test_every_method_whose_execution_is_decentralized(tmp_path, name):
-    env = make_env("grid/predator_prey", num_envs=2)
+    continuous = name == "agent_mixer_sac"
+    env = make_env("vmas/predator_prey" if continuous else "grid/predator_prey", num_envs=2)
     policy = make_algorithm(name, env, 100).execution_policy
     if decentralized_execution(name):
         card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
-        assert [agent["name"] for agent in agents_of(card.parent)] == ["agents_0", "agents_1"]
+        names = [f"agents_{i}" for i in range(len(env.group_map["agents"]))]
+        assert [agent["name"] for agent in agents_of(card.parent)] == names
     else:
         with pytest.raises(ValueError, match="expected a decentralized, deterministic policy"):
             export_decentralized(policy, tmp_path / "team", formats=["torch"])

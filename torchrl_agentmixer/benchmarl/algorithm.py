@@ -45,9 +45,7 @@ class AgentMixer(Mappo):
     returns; a stochastic one (``evaluation_deterministic_actions=False``) the joint policy.
 
     Args:
-        lr_modifier, channels, head_gain, scale_bound, num_components, temperature, strength,
-            consistency: see :class:`AgentMixerConfig`.
-        **kwargs: of BenchMARL's ``Mappo``.
+        **kwargs: the fields of :class:`AgentMixerConfig`, and those of BenchMARL's ``Mappo``.
     """
 
     def __init__(
