@@ -20,7 +20,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QMixer, QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer.algorithms.replay import TransitionReplay
+from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules.actors import MultiAgentBody
@@ -591,9 +591,7 @@ class MAVEN(nn.Module):
         group = self.group
         keys: list = [group.key("observation"), "state", "latent"]
         keys += [group.key("action_mask")] if group.masked else []
-        after = [("next", *(key if isinstance(key, tuple) else (key,))) for key in keys]
-        ends = [("next", name) for name in ("reward", "done", "terminated")]
-        return [*keys, group.key("action"), *after, *ends]
+        return transition_keys(keys, group.key("action"))
 
 
 def _discrete_group(env: EnvBase) -> AgentGroup:

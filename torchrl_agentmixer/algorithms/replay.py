@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 
@@ -57,3 +57,19 @@ class TransitionReplay:
             size = len(next(iter(state["data"].values())))
             self._buffer.extend(TensorDict(dict(state["data"]), [size], device=self.device))
         self._buffer.writer.load_state_dict(state["writer"])
+
+
+def transition_keys(seen: Sequence[NestedKey], action: NestedKey) -> list[NestedKey]:
+    """What a transition holds: what is read before and after the action, the action and the ends.
+
+    Args:
+        seen (sequence of NestedKey): entries that policy and critics read.
+        action (NestedKey): where the action is.
+
+    Examples:
+        >>> transition_keys(["state"], ("agents", "action"))[:3]
+        ['state', ('agents', 'action'), ('next', 'state')]
+    """
+    after = [("next", *(key if isinstance(key, tuple) else (key,))) for key in seen]
+    ends = [("next", name) for name in ("reward", "done", "terminated")]
+    return [*seen, action, *after, *ends]

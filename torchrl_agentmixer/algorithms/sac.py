@@ -14,7 +14,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer.algorithms.replay import TransitionReplay
+from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, JointActionCritic
@@ -277,10 +277,7 @@ class AgentMixerSAC(nn.Module):
         return loss
 
     def _transition_keys(self) -> list[NestedKey]:
-        seen: list[NestedKey] = [*self.policy.in_keys]
-        after = [("next", *(key if isinstance(key, tuple) else (key,))) for key in seen]
-        ends = [("next", name) for name in ("reward", "done", "terminated")]
-        return [*seen, self.policy.action_keys, *after, *ends]  # type: ignore[list-item]
+        return transition_keys(self.policy.in_keys, self.policy.action_keys)  # type: ignore[arg-type]
 
 
 def _target_entropy(group: AgentGroup, per_dim: float) -> float:
