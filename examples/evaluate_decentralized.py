@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.envs import make_env, normalize_observations
 from torchrl_agentmixer.training import evaluate, record_gif
 
 
@@ -20,6 +20,9 @@ def main(run: Path, episodes: int, gif: Path | None = None) -> float:
     config = json.loads((run / "config.json").read_text())
     options = dict(config["algorithm"])
     env = make_env(config["env"]["name"], num_envs=episodes, **config["env"]["kwargs"])
+    if config.get("normalize_observations"):
+        statistics = torch.load(run / "normalization.pt", weights_only=True)
+        env = normalize_observations(env, like=statistics)
     algorithm = make_algorithm(options.pop("name"), env, 1, options)
     algorithm.load_state_dict(torch.load(run / "algorithm.pt", weights_only=True))
 

@@ -14,18 +14,23 @@ import torch
 
 from torchrl_agentmixer import export_decentralized
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
 
 
 def main(run: Path, out: Path, overwrite: bool = False) -> Path:
     config = json.loads((run / "config.json").read_text())
     options = dict(config["algorithm"])
     env = make_env(config["env"]["name"], **config["env"]["kwargs"])
+    if config.get("normalize_observations"):
+        statistics = torch.load(run / "normalization.pt", weights_only=True)
+        env = normalize_observations(env, like=statistics)
     algorithm = make_algorithm(options.pop("name"), env, 1, options)
     algorithm.load_state_dict(torch.load(run / "algorithm.pt", weights_only=True))
+    normalizer = observation_normalizer(env)
     return export_decentralized(
         algorithm.execution_policy,
         out,
+        normalization=None if normalizer is None else normalizer.loc_and_scale(),
         metadata={name: config[name] for name in ("env", "algorithm", "seed")},
         overwrite=overwrite,
     )

@@ -13,7 +13,8 @@ A run that was stopped goes on by ``resume=``, to the same numbers: ``docs/check
 ``logger``, ``video_interval`` and ``early_stopping``: ``docs/logging.md``.
 
 Fields are in ``examples/conf``. The run directory gets the config, the versions, metrics and
-evaluation episodes as CSV, the parameters, a learning curve, an animation of the decentralized
+evaluation episodes as CSV, the parameters (and the statistics that observations are normalized by,
+where they are), a learning curve, an animation of the decentralized
 policy and a table of results.
 """
 
@@ -30,7 +31,12 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import CorrelationSeed, make_env
+from torchrl_agentmixer.envs import (
+    CorrelationSeed,
+    make_env,
+    normalize_observations,
+    observation_normalizer,
+)
 from torchrl_agentmixer.reporting import plot_learning_curve, results_table
 from torchrl_agentmixer.training import (
     EarlyStopping,
@@ -44,11 +50,18 @@ from torchrl_agentmixer.training import (
 )
 
 
-def build_env(config: DictConfig, num_envs: int, seed: int) -> EnvBase:
-    """The configured environment, with a correlation seed where the method uses one."""
+def build_env(
+    config: DictConfig, num_envs: int, seed: int, *, like: EnvBase | None = None
+) -> EnvBase:
+    """The configured environment, with a correlation seed where the method uses one.
+
+    Observations are normalized by the statistics of the environment that it is ``like``.
+    """
     env = make_env(
         config.env.name, num_envs=num_envs, device=config.device, seed=seed, **config.env.kwargs
     )
+    if config.get("normalize_observations"):  # older runs lack it
+        env = normalize_observations(env, like=like)
     seed_dim = config.algorithm.get("seed_dim", 0)
     if seed_dim:
         env = TransformedEnv(env, CorrelationSeed(seed_dim, per=config.algorithm.seed_per))
@@ -72,7 +85,7 @@ def run(
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
     env = build_env(config, config.env.num_envs, config.seed)
-    eval_env = build_env(config, config.env.eval_envs, config.seed)
+    eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
     torch.manual_seed(config.seed)  # building an environment may have seeded the generator
     options = OmegaConf.to_container(config.algorithm, resolve=True)
     algorithm = make_algorithm(options.pop("name"), env, config.env.total_frames, options)
@@ -118,7 +131,11 @@ def run(
             on_metrics=show,
             on_message=bar.say,
         )
-    if config.plots and (folder / "algorithm.pt").exists():
+    ended = (folder / "algorithm.pt").exists()
+    normalizer = observation_normalizer(env)
+    if ended and normalizer is not None:
+        torch.save(normalizer.state_dict(), folder / "normalization.pt")
+    if ended and config.plots:
         report(folder, algorithm, eval_env, config.env.eval_steps)
     return last
 

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import RunCheckpoints
 
@@ -26,12 +28,16 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_script", EXAMPLES / "train.py")
+def example(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return example("train")
 
 
 def config(*overrides):
@@ -111,3 +117,32 @@ def test_a_missing_package_is_told_before_anything_is_written(tmp_path, script, 
     with pytest.raises(ImportError, match="pip install wandb"):
         script.run(config(*TINY, "logger=[wandb,tensorboard]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_normalized_observations_are_resumed_and_deployed(tmp_path, script):
+    options = (*TINY, "env=bridge_crossing", "normalize_observations=true")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    script.run(config(*options), whole)
+    script.run(config(*options, "max_time=1e-6"), stopped)
+    assert not (stopped / "normalization.pt").exists()
+    resume(script, stopped)
+    for name in ("algorithm.pt", "normalization.pt"):
+        torch.testing.assert_close(load(whole / name), load(stopped / name), rtol=0, atol=0)
+    assert read_metrics(whole)["eval_return"] == read_metrics(stopped)["eval_return"]
+
+    # A team that is loaded, and one that is exported, see what the team in training saw.
+    score = example("evaluate_decentralized").main(whole, 2)
+    assert score == pytest.approx(read_metrics(whole)["eval_score"][-1])
+    env = normalize_observations(
+        make_env("grid/bridge_crossing"), like=load(whole / "normalization.pt")
+    )
+    loc, scale = observation_normalizer(env).loc_and_scale()["agents"]
+    card = json.loads(example("export_actors").main(whole, tmp_path / "team").read_text())
+    for i, agent in enumerate(card["agents"]):
+        told = agent["normalization"]
+        torch.testing.assert_close(torch.tensor(told["loc"]).flatten(), loc[i])
+        torch.testing.assert_close(torch.tensor(told["scale"]).flatten(), scale[i])
+
+
+def load(path):
+    return torch.load(path, weights_only=True)

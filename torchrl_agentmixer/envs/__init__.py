@@ -9,6 +9,11 @@ from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.correlation_seed import CorrelationSeed
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
 from torchrl_agentmixer.envs.memory import with_memory
+from torchrl_agentmixer.envs.normalization import (
+    ObservationNormalizer,
+    normalize_observations,
+    observation_normalizer,
+)
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
 from torchrl_agentmixer.envs.registry import available_envs, make_env, register_env
@@ -19,6 +24,7 @@ __all__ = [
     "CorrelationSeed",
     "MaMujocoEnv",
     "MatrixGameEnv",
+    "ObservationNormalizer",
     "PredatorPreyGridEnv",
     "PredatorPreyScenario",
     "RecallEnv",
@@ -30,6 +36,8 @@ __all__ = [
     "climbing",
     "load_simulation_state",
     "make_env",
+    "normalize_observations",
+    "observation_normalizer",
     "penalty",
     "register_env",
     "simulation_state",

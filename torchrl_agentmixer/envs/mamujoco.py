@@ -41,7 +41,7 @@ class MaMujocoEnv(EnvBase):
 
     The simulators run one after the other, on the CPU, and a step of the batch builds all agents'
     observations at once; for more than one core, use TorchRL's ``ParallelEnv`` or
-    ``MultiSyncCollector`` over batches. TorchRL's ``VecNormV2`` normalizes observations.
+    ``MultiSyncCollector`` over batches.
 
     Args:
         task (str): ``"ant_2x4"``, ``"ant_2x4d"``, ``"ant_4x2"``, ``"ant_8x1"``,
@@ -73,9 +73,8 @@ class MaMujocoEnv(EnvBase):
 
         Observations of zero mean and unit variance, over the whole of training:
 
-        >>> from torchrl.envs import TransformedEnv, VecNormV2
-        >>> keys = [("agents", "observation"), "state"]
-        >>> TransformedEnv(env, VecNormV2(in_keys=keys)).rollout(3)["state"].shape
+        >>> from torchrl_agentmixer.envs import normalize_observations
+        >>> normalize_observations(env).rollout(3)["state"].shape
         torch.Size([4, 3, 17])
     """
 

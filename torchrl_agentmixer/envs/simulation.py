@@ -23,7 +23,7 @@ def simulation_state(env: EnvBase) -> State | None:
 
     Returns:
         dict: nested, of tensors, numbers and strings, which ``torch.load(weights_only=True)``
-        reads; ``None`` where the environment cannot tell.
+        reads; ``None`` where the environment cannot tell. Transforms can, whatever they are on.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -34,32 +34,41 @@ def simulation_state(env: EnvBase) -> State | None:
         >>> first = env.step(action.clone())["next", "state"]
         >>> other = make_env("grid/predator_prey", num_envs=2, seed=7)
         >>> load_simulation_state(other, state)
+        True
         >>> bool((other.step(action)["next", "state"] == first).all())
         True
     """
     if isinstance(env, TransformedEnv):
-        base = simulation_state(env.base_env)
-        return None if base is None else {"transform": env.transform.state_dict(), "base": base}
+        return {
+            "transform": env.transform.state_dict(),
+            "base": simulation_state(env.base_env),
+        }
     if isinstance(env, ParallelEnv | SerialEnv):
         return None  # each worker has random numbers of its own, which it does not tell
     return env.simulation_state() if hasattr(env, "simulation_state") else None
 
 
-def load_simulation_state(env: EnvBase, state: Mapping[str, Any]) -> None:
+def load_simulation_state(env: EnvBase, state: Mapping[str, Any] | None) -> bool:
     """Bring an environment to where another one stood, of the same kind and size.
 
     Args:
         env (EnvBase): built as the one whose state it is.
         state (mapping): what :func:`simulation_state` returned.
 
+    Returns:
+        bool: whether it goes on exactly as the other would: not where that one could not tell its
+        state, or that under its transforms.
+
     Raises:
         ValueError: for the state of an environment of another kind or size.
     """
+    if state is None:
+        return False
     if isinstance(env, TransformedEnv):
         env.transform.load_state_dict(state["transform"])
-        load_simulation_state(env.base_env, state["base"])
-        return
+        return load_simulation_state(env.base_env, state["base"])
     env.load_simulation_state(state)
+    return True
 
 
 def tensors_within(

@@ -189,9 +189,8 @@ def load_collector_state(collector: Collector, state: Mapping[str, Any]) -> bool
     Returns:
         bool: whether it does; if the environment could not tell, new episodes are begun.
     """
-    if state["env"] is None:
+    if not load_simulation_state(collector.env, state["env"]):
         return False
-    load_simulation_state(collector.env, state["env"])
     collector._carrier = _restored(collector._carrier, state["data"])
     return True
 

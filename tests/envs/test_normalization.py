@@ -1,0 +1,146 @@
+"""Normalized observations: by which statistics, whose they are, and that they last."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import RewardSum, SerialEnv, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_agentmixer.envs import (
+    CorrelationSeed,
+    ObservationNormalizer,
+    load_simulation_state,
+    make_env,
+    normalize_observations,
+    observation_normalizer,
+    simulation_state,
+)
+
+OBSERVATION = ("agents", "observation")
+
+
+def _raw(num_envs=4, seed=0, **options):
+    return make_env("grid/predator_prey", num_envs=num_envs, seed=seed, **options)
+
+
+def _count(env) -> int:
+    return int(observation_normalizer(env).statistics["count", "state"])
+
+
+def test_by_mean_and_deviation_of_all_steps_so_far():
+    raw, normalized = _raw(), normalize_observations(_raw())
+    check_env_specs(normalized)
+    normalized = normalize_observations(_raw())
+    rows = {OBSERVATION: [], "state": []}
+    data, other = raw.reset(), normalized.reset()
+    for _ in range(6):
+        for key, seen in rows.items():
+            seen.append(data[key].double().numpy())
+            all_rows = np.concatenate(seen)  # [envs * steps, ...]
+            scale = np.maximum(all_rows.std(0), 1e-4)
+            expected = (seen[-1] - all_rows.mean(0)) / scale
+            # Where an entry hardly varies, float32 leaves little of the difference.
+            wide = np.broadcast_to(all_rows.std(0) > 1e-2, expected.shape)
+            np.testing.assert_allclose(other[key].numpy()[wide], expected[wide], atol=2e-3)
+        assert len(rows["state"]) == 1 or wide.any()
+        action = raw.rand_action(data.clone()).select(("agents", "action"))
+        data, other = (
+            env.step(td.update(action))["next"] for env, td in ((raw, data), (normalized, other))
+        )
+
+
+@pytest.mark.parametrize("name", ["mamujoco/humanoid_9_8", "vmas/predator_prey"])
+def test_every_group_and_the_state(name):
+    env = normalize_observations(make_env(name, num_envs=2, seed=0))
+    check_env_specs(env)
+    env.rollout(30, break_when_any_done=False)
+    for group in env.group_map:
+        loc, scale = observation_normalizer(env).loc_and_scale()[group]
+        assert loc.shape == scale.shape == env.observation_spec[group, "observation"].shape[1:]
+        assert (loc != 0).any()
+        assert (scale > 0).all()
+
+
+def test_evaluation_uses_the_statistics_of_training_and_adds_nothing():
+    """Through further transforms, and as they are now."""
+    env = normalize_observations(_raw())
+    evaluation = normalize_observations(_raw(num_envs=2), like=env)
+    training = TransformedEnv(env, CorrelationSeed(2))
+    training = TransformedEnv(training, RewardSum(in_keys=["reward"]))
+    evaluation = TransformedEnv(evaluation, CorrelationSeed(2))
+    for steps in (5, 9):
+        training.rollout(steps)
+        before = _count(training)
+        raw = _raw(num_envs=2)
+        evaluation.set_seed(3)
+        raw.set_seed(3)
+        norm = observation_normalizer(training)
+        expected = (raw.reset()["state"] - norm.loc["state"]) / norm.scale["state"]
+        torch.testing.assert_close(evaluation.reset()["state"], expected)
+        evaluation.rollout(5)
+        assert _count(training) == _count(evaluation) == _count(env) == before > 0
+
+
+def test_loaded_statistics_reach_all_who_share_them(tmp_path):
+    env = normalize_observations(_raw())
+    training = TransformedEnv(env, RewardSum(in_keys=["reward"]))
+    evaluation = normalize_observations(_raw(num_envs=2), like=training)
+    training.rollout(5)
+    torch.save(simulation_state(training), tmp_path / "state.pt")
+    count, loc = _count(training), observation_normalizer(training).loc["state"].clone()
+    training.rollout(5)
+    assert _count(training) != count
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert load_simulation_state(training, saved)
+    assert _count(training) == _count(evaluation) == count
+    assert torch.equal(observation_normalizer(evaluation).loc["state"], loc)
+
+
+def test_statistics_outlive_an_environment_that_cannot_tell_its_state():
+    def build():
+        serial = SerialEnv(2, [lambda: _raw(num_envs=1)] * 2)
+        return normalize_observations(_Grouped(serial))
+
+    env = build()
+    env.rollout(5)
+    other = build()
+    assert not load_simulation_state(other, simulation_state(env))
+    assert _count(other) == _count(env) > 0
+
+
+class _Grouped(TransformedEnv):
+    """Workers' environments do not tell their groups."""
+
+    group_map = {"agents": ["agent_0", "agent_1"]}  # noqa: RUF012
+
+
+def test_saved_statistics_are_kept_as_they_are():
+    env = normalize_observations(_raw())
+    env.rollout(5)
+    saved = observation_normalizer(env).state_dict()
+    other = normalize_observations(_raw(seed=0), like=saved)
+    other.rollout(5)
+    assert _count(other) == _count(env)
+
+
+def test_a_large_constant_is_no_nan():
+    """VecNormV2's variance of it is negative by rounding."""
+    normalizer = ObservationNormalizer(["x"])
+    for _ in range(300):
+        data = TensorDict({"x": torch.full((16, 1), 123.4)}, [16])
+        normalizer._step(data, data)
+        assert data["x"].abs().max() < 1
+    assert (normalizer.scale["x"] > 0).all()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="got PredatorPreyGridEnv without an ObservationNormal"):
+        normalize_observations(_raw(), like=_raw())
+    env = normalize_observations(_raw())
+    env.rollout(2)
+    saved = observation_normalizer(env).state_dict()
+    with pytest.raises(ValueError, match="of the same sizes"):
+        normalize_observations(make_env("matrix/climbing"), like=saved)

@@ -1,0 +1,148 @@
+"""Observations of zero mean and unit variance, by statistics that run with training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
+
+from torchrl_agentmixer.groups import agent_groups
+
+
+class ObservationNormalizer(VecNormV2):
+    """TorchRL's ``VecNormV2`` for batches of a multi-agent environment, whose statistics last.
+
+    Mean and variance are those of every entry of every agent over all steps so far, of all
+    environments of the batch; what an earlier observation was divided by does not change later.
+    Statistics that are loaded are written into those there are, so that an environment that
+    shares them keeps up.
+
+    Args:
+        in_keys (sequence of NestedKey): what is normalized, in place.
+        **kwargs: as ``VecNormV2``.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = normalize_observations(make_env("grid/predator_prey", num_envs=8))
+        >>> type(env.transform).__name__
+        'ObservationNormalizer'
+    """
+
+    def __init__(self, in_keys: Any, **kwargs: Any) -> None:
+        super().__init__(in_keys, decay=1.0, reduce_batch_dims=True, **kwargs)
+
+    @property
+    def statistics(self) -> TensorDict:
+        """``"loc"``, ``"var"`` (the mean of the squares) and ``"count"``, to be shared."""
+        return TensorDict({"loc": self._loc, "var": self._var, "count": self._count})
+
+    def set_container(self, container: Any) -> None:
+        """Become the transform of an environment."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*experimental.*")  # of any batch of environments
+            super().set_container(container)
+
+    def clone(self) -> ObservationNormalizer:
+        """Another one with these statistics, as a further transform of the environment makes it."""
+        other = super().clone()
+        other._loc, other._var, other._count = self._loc, self._var, self._count
+        return other
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over statistics, in place."""
+        if self._loc is None or not state:
+            super().set_extra_state(state)
+            return
+        loaded = TensorDict(state).unflatten_keys(self.SEP)
+        try:
+            self.statistics.update_(loaded)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"ObservationNormalizer: expected the statistics of an environment with the same "
+                f"{self.in_keys} of the same sizes: {error}"
+            ) from error
+
+    def _stateful_update(self, data: TensorDictBase) -> None:
+        super()._stateful_update(data)
+        # In float32 the mean of the squares of a large constant can be less than its mean squared:
+        # the root of the difference would be NaN.
+        self._var.update_(self._var.maximum(self._loc.pow(2)))
+
+    def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.
+
+        An actor that was trained on ``(observation - loc) / scale`` takes raw observations then.
+        """
+        loc, scale = self.loc, self.scale
+        groups = [key[0] for key in self.in_keys if isinstance(key, tuple)]
+        return {
+            name: (loc[name, "observation"].clone(), scale[name, "observation"].clone())
+            for name in groups
+        }
+
+
+def observation_normalizer(env: EnvBase) -> ObservationNormalizer | None:
+    """What normalizes an environment's observations, or ``None``.
+
+    Args:
+        env (EnvBase): with transforms or without.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> observation_normalizer(make_env("grid/predator_prey")) is None
+        True
+    """
+    if not isinstance(env, TransformedEnv):
+        return None
+    own = [t for t in env.transform.modules() if isinstance(t, ObservationNormalizer)]
+    return own[0] if own else observation_normalizer(env.base_env)
+
+
+def normalize_observations(
+    env: EnvBase, *, like: EnvBase | Mapping[str, Any] | None = None
+) -> TransformedEnv:
+    """Observations and state of zero mean and unit variance over the whole of training.
+
+    Args:
+        env (EnvBase): a batch of environments with ``group_map``.
+
+    Keyword Args:
+        like (EnvBase or mapping, optional): the environment of training, normalized by this
+            function, or the ``state_dict()`` of its :func:`observation_normalizer`. ``env`` is
+            normalized by its statistics, in the first case as they are at the time, and adds
+            nothing to them: as evaluation must.
+
+    Raises:
+        ValueError: if ``like`` is not normalized, or has other sizes.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = normalize_observations(make_env("grid/predator_prey", num_envs=8, seed=0))
+        >>> evaluation = normalize_observations(make_env("grid/predator_prey", seed=1), like=env)
+        >>> states = env.rollout(200, break_when_any_done=False)["state"][:, 100:]
+        >>> bool(states.mean().abs() < 0.1), bool((states.std() - 1).abs() < 0.2)
+        (True, True)
+    """
+    keys = [group.key("observation") for group in agent_groups(env)]
+    if "state" in env.observation_spec.keys():  # noqa: SIM118
+        keys.append("state")
+    statistics = None
+    if isinstance(like, EnvBase):
+        training = observation_normalizer(like)
+        if training is None:
+            raise ValueError(
+                "normalize_observations: expected `like` to be an environment that this function "
+                f"returned, got {type(like).__name__} without an ObservationNormalizer."
+            )
+        statistics = training.statistics
+    normalizer = ObservationNormalizer(keys, shared_data=statistics)
+    env = TransformedEnv(env, normalizer)
+    if isinstance(like, Mapping):
+        normalizer.load_state_dict(like)
+    if like is not None:
+        normalizer.freeze()
+    return env
