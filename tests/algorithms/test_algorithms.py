@@ -521,3 +521,20 @@ def test_forms_of_discrete_actions_leave_continuous_ones_alone():
     env = make_env("vmas/predator_prey", num_envs=2, seed=0)
     algorithm = make_algorithm("agent_mixer", env, 10_000, {"form": "mixture"})
     assert algorithm.policy.modifier.num_components == 0
+
+
+@pytest.mark.parametrize("name", ["temperature", "strength", "consistency", "modified_share"])
+def test_a_coefficient_that_would_change_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"got \\['{name}'\\].*all actions are continuous"):
+        make_algorithm(
+            "agent_mixer", make_env("vmas/predator_prey", num_envs=2), 10_000, {name: 0.7}
+        )
+    make_algorithm("agent_mixer", make_env("matrix/climbing", num_envs=2), 10_000, {name: 0.7})
+
+
+def test_metrics_tell_the_coefficients_that_there_are():
+    env = make_env("vmas/predator_prey", num_envs=4, seed=0)
+    algorithm = make_algorithm("agent_mixer", env, 10_000, {**ONE_STEP, "form": "perturbation"})
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert "strength" not in metrics
+    assert "kl_to_joint" in metrics

@@ -38,6 +38,7 @@ class AgentMixerConfig(PPOConfig):
 
     The defaults are those of ``examples/conf/algorithm/agent_mixer.yaml``, measured on discrete
     actions (``docs/joint_policy.md``); the paper's and those for continuous actions lie beside it.
+    ``form`` and the options from ``num_components`` to ``modified_share`` are of discrete actions.
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
@@ -118,6 +119,9 @@ class AgentMixer(PPOAlgorithm):
         total_frames (int): environment steps of the whole training.
         config (AgentMixerConfig, optional): hyperparameters.
 
+    Raises:
+        ValueError: if a coefficient of discrete actions is changed where there are none.
+
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("matrix/climbing", num_envs=16)
@@ -132,7 +136,10 @@ class AgentMixer(PPOAlgorithm):
         self, env: EnvBase, total_frames: int, config: AgentMixerConfig | None = None
     ) -> None:
         config = config or AgentMixerConfig()
-        mixture = config.form == "mixture" and any(g.discrete for g in agent_groups(env))
+        discrete = any(group.discrete for group in agent_groups(env))
+        if not discrete:
+            _check_continuous(config)
+        mixture = config.form == "mixture" and discrete
         policy = AgentMixerPolicy.from_env(
             env,
             actor_kwargs=config.actor_kwargs,
@@ -183,7 +190,8 @@ class AgentMixer(PPOAlgorithm):
         """Mode agreement and divergence between joint and product policy, and the coefficients."""
         metrics = consistency_metrics(self.policy, data)
         for name, schedule in self.schedules.items():
-            metrics[name] = torch.tensor(schedule(self.progress))
+            if name not in COEFFICIENTS or name in self.policy.coefficient_names:
+                metrics[name] = torch.tensor(schedule(self.progress))
         return metrics
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
@@ -201,12 +209,23 @@ class AgentMixer(PPOAlgorithm):
 
     def on_progress(self, progress: float) -> None:
         super().on_progress(progress)
-        if any(group.discrete for group in self.policy.groups):
-            available = self.policy.coefficient_names
-            self.policy.set_coefficients(
-                **{
-                    name: schedule(progress)
-                    for name, schedule in self.schedules.items()
-                    if name in available
-                }
-            )
+        available = self.policy.coefficient_names
+        self.policy.set_coefficients(
+            **{
+                name: schedule(progress)
+                for name, schedule in self.schedules.items()
+                if name in available
+            }
+        )
+
+
+def _check_continuous(config: AgentMixerConfig) -> None:
+    """Refuse what would change nothing: continuous joint and individual modes are always equal."""
+    default = AgentMixerConfig()
+    given = [name for name in COEFFICIENTS if getattr(config, name) != getattr(default, name)]
+    if given:
+        raise ValueError(
+            f"AgentMixer: got {given}, which change the joint policy of discrete actions, for an "
+            "environment where all actions are continuous: leave them as they are by default. The "
+            "continuous joint policy has `scale_bound` and `scale_gain`."
+        )
