@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.groups import agent_groups
 
 
@@ -71,6 +72,18 @@ class ObservationNormalizer(VecNormV2):
         # In float32 the mean of the squares of a large constant can be less than its mean squared:
         # the root of the difference would be NaN.
         self._var.update_(self._var.maximum(self._loc.pow(2)))
+
+    @torch.no_grad()
+    def average_over_ranks(self) -> None:
+        """Make the statistics of all ranks those of all their steps, as many as a rank has had."""
+        if ranks.world_size() == 1:
+            return
+        for key in self._count.keys(True, True):
+            count = self._count[key].double()
+            mean_count = ranks.mean(count)  # resets count too, and differ in number
+            for moment in (self._loc, self._var):
+                moment[key].copy_(ranks.mean(moment[key] * count) / mean_count)
+            self._count[key].copy_(mean_count.round())
 
     def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.

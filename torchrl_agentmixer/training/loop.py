@@ -18,12 +18,16 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 
-from torchrl_agentmixer.envs import with_memory
+from torchrl_agentmixer import ranks
+from torchrl_agentmixer.envs import observation_normalizer, with_memory
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
+    check_ranks,
     collector_state,
     load_collector_state,
     load_random_state,
+    part_of_rank,
+    parts_of_ranks,
     random_state,
 )
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
@@ -139,9 +143,14 @@ def train(
     A batch, metric or parameter that is not finite, and a worker process that dies, end the run
     with an error that names it, and the checkpoint to go back to.
 
+    Where ``torchrun`` started several processes (:mod:`torchrl_agentmixer.ranks`), each calls this
+    with environments of its own, all as many, and all of them are one run: frames count over all
+    ranks, every gradient step is on the mean of the ranks' gradients, and the first rank evaluates
+    and writes the run directory.
+
     Args:
         algorithm (Algorithm): a method.
-        env (EnvBase): to collect in, ``[num_envs]``; team reward at the root.
+        env (EnvBase): to collect in, ``[num_envs]``; team reward at the root. Of each rank its own.
         eval_env (EnvBase): to evaluate in.
         config (LoopConfig): lengths and intervals.
         run (RunDirectory): where results go.
@@ -165,19 +174,21 @@ def train(
         RuntimeError: when a worker process of a ``ParallelEnv`` dies.
         SystemExit: after SIGTERM or SIGINT, with the code that shells give them.
     """
-    num_envs = env.batch_size.numel()
+    num_envs = env.batch_size.numel() * ranks.world_size()
     if config.frames_per_batch % num_envs:
         raise ValueError(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
-    say = on_message or partial(warnings.warn, stacklevel=2)
+    tell = on_message or partial(warnings.warn, stacklevel=2)
+    say = tell if ranks.rank() == 0 else _nothing
+    normalizer = observation_normalizer(env)
     env = with_memory(env, algorithm.policy)
     env = TransformedEnv(env, RewardSum(in_keys=["reward"], out_keys=["episode_reward"]))
     collector = Collector(
         env,
         algorithm.policy,
-        frames_per_batch=config.frames_per_batch,
+        frames_per_batch=config.frames_per_batch // ranks.world_size(),
         total_frames=-1,  # the loop counts, from where it was resumed
         device=env.device,
         auto_register_policy_transforms=False,  # with_memory adds what the policy needs
@@ -190,13 +201,14 @@ def train(
     began = time.monotonic()
 
     def save() -> None:
-        parts = {
+        own = {
             "algorithm": algorithm.checkpoint_state(),
             "collector": collector_state(collector),
-            "loop": {**vars(position), "sizes": run.sizes()},
             "random": random_state(),
         }
-        checkpoints.save(parts, frames=position.frames)
+        parts = parts_of_ranks(ranks.gather(own))
+        parts["loop"] = {**vars(position), "sizes": run.sizes(), "ranks": ranks.world_size()}
+        ranks.from_first(lambda: checkpoints.save(parts, frames=position.frames))
 
     try:
         with asked_to_end() as asked:
@@ -204,6 +216,9 @@ def train(
                 _resume(position, checkpoints, algorithm, collector, run, say)
                 if next_checkpoint is not None:
                     next_checkpoint = _after(position.frames, next_checkpoint)
+            else:
+                ranks.start_alike(algorithm.state_dict())
+                collector.update_policy_weights_()
             if on_start is not None:
                 on_start(position.frames)
             if not run.resume:
@@ -214,16 +229,20 @@ def train(
             reason = config.early_stopping.reason(position.stopping)
             workers = [*collecting, *worker_processes(eval_env)]
             if position.frames < config.total_frames and reason is None:
-                (run.path / "algorithm.pt").unlink(missing_ok=True)  # it says that a run has ended
+                # It says that a run has ended.
+                ranks.from_first(lambda: (run.path / "algorithm.pt").unlink(missing_ok=True))
             while position.frames < config.total_frames and reason is None:
-                with _explained(position, checkpoints, workers, asked, say):
+                with _explained(position, checkpoints, workers, asked, tell):
                     with _timed(seconds, "collect"):
                         batch = next(batches)
-                    frames = position.frames + batch.numel()
+                    size = batch.numel() * ranks.world_size()
+                    frames = position.frames + size
                     check_batch(batch, frames)
+                    if normalizer is not None:
+                        normalizer.average_over_ranks()
                     row = {"frames": frames, **batch_metrics(batch)}
                     with _timed(seconds, "update"):
-                        row |= algorithm.update(batch)
+                        row |= ranks.mean_row(algorithm.update(batch))
                     check_update(row, algorithm.state_dict(), frames)
                     collector.update_policy_weights_()
                     evaluating = frames >= position.next_eval or frames >= config.total_frames
@@ -238,19 +257,22 @@ def train(
                     position.stopping = config.early_stopping.after(row, position.stopping)
                     reason = config.early_stopping.reason(position.stopping)
                     _film(position, algorithm, eval_env, config, run)
-                row |= rates(seconds, batch.numel())
+                row |= rates(seconds, size)
                 run.log(row)
                 if on_metrics is not None:
                     on_metrics(row)
-                late = config.max_time is not None and time.monotonic() - began > config.max_time
+                over = config.max_time is not None and time.monotonic() - began > config.max_time
                 done = frames >= config.total_frames or reason is not None
-                ending = late or done or bool(asked)
-                if next_checkpoint is not None and (ending or frames >= next_checkpoint):
-                    save()
-                    next_checkpoint = _after(frames, cast(int, config.checkpoint_interval))
-                if asked:
-                    say(f"{run.path}: {asked[0].name} at frame {frames:,}; resume to go on.")
-                    raise SystemExit(128 + asked[0])
+                with _explained(position, checkpoints, workers, asked, tell):
+                    late, signal_number = ranks.largest(over, asked[0] if asked else 0)
+                    ending = late or done or signal_number
+                    if next_checkpoint is not None and (ending or frames >= next_checkpoint):
+                        save()
+                        next_checkpoint = _after(frames, cast(int, config.checkpoint_interval))
+                if signal_number:
+                    name = signal.Signals(signal_number).name
+                    say(f"{run.path}: {name} at frame {frames:,}; resume to go on.")
+                    raise SystemExit(128 + signal_number)
                 if late and not done:
                     say(f"{run.path}: {config.max_time} s are over at frame {frames:,}.")
                     return row
@@ -259,7 +281,7 @@ def train(
         end_processes(collecting)
     if reason is not None and position.frames < config.total_frames:
         say(f"{run.path}: stopped early at frame {position.frames:,}: {reason}.")
-    torch.save(algorithm.state_dict(), run.path / "algorithm.pt")
+    ranks.from_first(lambda: torch.save(algorithm.state_dict(), run.path / "algorithm.pt"))
     return position.row
 
 
@@ -283,8 +305,9 @@ def _resume(
     say: Callable[[str], None],
 ) -> None:
     """Go on from the newest whole checkpoint."""
-    frames, parts = checkpoints.load_newest(say)
-    algorithm.load_checkpoint_state(parts["algorithm"])
+    frames, parts = ranks.from_first(lambda: checkpoints.load_newest(say))
+    check_ranks(parts["loop"].get("ranks", 1))
+    algorithm.load_checkpoint_state(part_of_rank(parts, "algorithm"))
     collector.update_policy_weights_()
     loop = parts["loop"]
     run.cut(loop["sizes"])
@@ -292,9 +315,9 @@ def _resume(
     position.next_video = loop.get("next_video", 0)  # older checkpoints lack these
     position.stopping = loop.get("stopping", {})
     say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
-    if not load_collector_state(collector, parts["collector"]):
+    if not load_collector_state(collector, part_of_rank(parts, "collector")):
         say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
-    load_random_state(parts["random"])
+    load_random_state(part_of_rank(parts, "random"))
 
 
 @contextmanager
@@ -322,6 +345,10 @@ def _explained(
         raise RuntimeError(died) from error
 
 
+def _nothing(message: str) -> None:
+    """What ranks other than the first say."""
+
+
 def _after(frames: int, interval: int) -> int:
     """The next multiple of ``interval``."""
     return frames - frames % interval + interval
@@ -341,7 +368,7 @@ def _film(
     run: RunDirectory,
 ) -> None:
     """Record the first evaluation episode if it is time, and leave random numbers as they are."""
-    if config.video_interval is None or position.frames < position.next_video:
+    if config.video_interval is None or position.frames < position.next_video or ranks.rank():
         return
     path = run.path / "videos" / f"{position.frames:012d}.gif"
     path.parent.mkdir(exist_ok=True)
