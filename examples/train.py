@@ -26,9 +26,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -49,6 +51,7 @@ from torchrl_agentmixer.training import (
     MetricLoggers,
     ProgressBar,
     RunDirectory,
+    Workers,
     keep_freed_memory,
     record_gif,
     train,
@@ -73,9 +76,25 @@ def build_env(
     return env
 
 
+def build_workers(config: DictConfig, num_envs: int, seed: int) -> Workers | None:
+    """The processes that collect, with their shares of the environments; ``None`` for this one."""
+    options = config.get("collector")  # older runs lack it
+    count = options.num_workers if options else 0
+    if not count:
+        return None
+    if num_envs % count:
+        raise ValueError(
+            f"expected `env.num_envs` to be a multiple of `collector.num_workers` {count} for each "
+            f"rank, got {num_envs}."
+        )
+    seeds = np.random.SeedSequence([seed, 1]).generate_state(count) >> 1
+    functions = [partial(build_env, config, num_envs // count, int(own)) for own in seeds]
+    return Workers(env_functions=functions, seed=seed, backend=options.backend)
+
+
 # What may differ between a run and its continuation: read anew, and kept if nothing is said.
 ANEW = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
-KEPT = ("early_stopping", "logger", "logger_options", "video_interval")
+KEPT = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
 
 
 def run(
@@ -93,7 +112,9 @@ def run(
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
     num_envs = ranks.share(config.env.num_envs, "env.num_envs")
-    env = build_env(config, num_envs, ranks.own_seed(config.seed))
+    seed = ranks.own_seed(config.seed)
+    workers = build_workers(config, num_envs, seed)
+    env = build_env(config, num_envs, seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
     torch.manual_seed(config.seed)  # building an environment may have seeded the generator
     options = OmegaConf.to_container(config.algorithm, resolve=True)
@@ -138,6 +159,7 @@ def run(
             eval_env,
             loop,
             directory,
+            workers=workers,
             on_start=start if first else None,
             on_metrics=show if first else None,
             on_message=bar.say,

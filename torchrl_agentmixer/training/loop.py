@@ -9,33 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, cast
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import ranks
-from torchrl_agentmixer.envs import observation_normalizer, with_memory
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
     check_ranks,
-    collector_state,
-    load_collector_state,
     load_random_state,
     part_of_rank,
     parts_of_ranks,
     random_state,
 )
+from torchrl_agentmixer.training.collection import Collection, Workers, make_collection
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.interruption import (
     asked_to_end,
-    end_processes,
     what_died,
     worker_processes,
 )
@@ -120,6 +115,7 @@ def train(
     config: LoopConfig,
     run: RunDirectory,
     *,
+    workers: Workers | None = None,
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[dict[str, float | None]], None] | None = None,
     on_message: Callable[[str], None] | None = None,
@@ -156,6 +152,8 @@ def train(
         run (RunDirectory): where results go.
 
     Keyword Args:
+        workers (Workers, optional): processes or Ray actors that collect; ``env`` then tells sizes
+            alone.
         on_start (callable, optional): is told the frames done so far, before the first batch: 0,
             or those of the checkpoint.
         on_metrics (callable, optional): sees each row, for a progress bar or a logger.
@@ -171,7 +169,7 @@ def train(
         FileNotFoundError: if there is none to resume from.
         FloatingPointError: when an entry of a batch, a metric or a parameter is not finite; the
             run directory keeps all that was written before.
-        RuntimeError: when a worker process of a ``ParallelEnv`` dies.
+        RuntimeError: when a worker process dies, of a ``ParallelEnv`` or of ``workers``.
         SystemExit: after SIGTERM or SIGINT, with the code that shells give them.
     """
     num_envs = env.batch_size.numel() * ranks.world_size()
@@ -182,28 +180,22 @@ def train(
         )
     tell = on_message or partial(warnings.warn, stacklevel=2)
     say = tell if ranks.rank() == 0 else _nothing
-    normalizer = observation_normalizer(env)
-    env = with_memory(env, algorithm.policy)
-    env = TransformedEnv(env, RewardSum(in_keys=["reward"], out_keys=["episode_reward"]))
-    collector = Collector(
-        env,
-        algorithm.policy,
-        frames_per_batch=config.frames_per_batch // ranks.world_size(),
-        total_frames=-1,  # the loop counts, from where it was resumed
-        device=env.device,
-        auto_register_policy_transforms=False,  # with_memory adds what the policy needs
-    )
-    collecting = worker_processes(env)
+    frames_per_batch = config.frames_per_batch // ranks.world_size()
+    collection = make_collection(env, algorithm.policy, frames_per_batch, workers)
     checkpoints = RunCheckpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
+    evaluating_by = worker_processes(eval_env)
     position = _Position(next_eval=config.eval_interval)
     next_checkpoint = config.checkpoint_interval
     seconds: dict[str, float] = {}
     began = time.monotonic()
 
+    def died(error: Exception) -> str | None:
+        return collection.what_died(error) or what_died(evaluating_by)
+
     def save() -> None:
         own = {
             "algorithm": algorithm.checkpoint_state(),
-            "collector": collector_state(collector),
+            "collector": collection.state(),
             "random": random_state(),
         }
         parts = parts_of_ranks(ranks.gather(own))
@@ -213,38 +205,36 @@ def train(
     try:
         with asked_to_end() as asked:
             if run.resume:
-                _resume(position, checkpoints, algorithm, collector, run, say)
+                _resume(position, checkpoints, algorithm, collection, run, say)
                 if next_checkpoint is not None:
                     next_checkpoint = _after(position.frames, next_checkpoint)
             else:
                 ranks.start_alike(algorithm.state_dict())
-                collector.update_policy_weights_()
+                collection.update_parameters()
             if on_start is not None:
                 on_start(position.frames)
             if not run.resume:
                 _film(position, algorithm, eval_env, config, run)
                 if next_checkpoint is not None:
                     save()  # from now on, there is one to resume from
-            batches = iter(collector)
+            batches = collection.batches()
             reason = config.early_stopping.reason(position.stopping)
-            workers = [*collecting, *worker_processes(eval_env)]
             if position.frames < config.total_frames and reason is None:
                 # It says that a run has ended.
                 ranks.from_first(lambda: (run.path / "algorithm.pt").unlink(missing_ok=True))
             while position.frames < config.total_frames and reason is None:
-                with _explained(position, checkpoints, workers, asked, tell):
+                with _explained(position, checkpoints, died, asked, tell):
                     with _timed(seconds, "collect"):
                         batch = next(batches)
                     size = batch.numel() * ranks.world_size()
                     frames = position.frames + size
                     check_batch(batch, frames)
-                    if normalizer is not None:
-                        normalizer.average_over_ranks()
+                    collection.share_statistics()
                     row = {"frames": frames, **batch_metrics(batch)}
                     with _timed(seconds, "update"):
                         row |= ranks.mean_row(algorithm.update(batch))
                     check_update(row, algorithm.state_dict(), frames)
-                    collector.update_policy_weights_()
+                    collection.update_parameters()
                     evaluating = frames >= position.next_eval or frames >= config.total_frames
                     with _timed(seconds, "evaluate"):
                         row |= evaluation_metrics(
@@ -263,7 +253,7 @@ def train(
                     on_metrics(row)
                 over = config.max_time is not None and time.monotonic() - began > config.max_time
                 done = frames >= config.total_frames or reason is not None
-                with _explained(position, checkpoints, workers, asked, tell):
+                with _explained(position, checkpoints, died, asked, tell):
                     late, signal_number = ranks.largest(over, asked[0] if asked else 0)
                     ending = late or done or signal_number
                     if next_checkpoint is not None and (ending or frames >= next_checkpoint):
@@ -277,8 +267,7 @@ def train(
                     say(f"{run.path}: {config.max_time} s are over at frame {frames:,}.")
                     return row
     finally:
-        collector.shutdown(raise_on_error=False)
-        end_processes(collecting)
+        collection.close()
     if reason is not None and position.frames < config.total_frames:
         say(f"{run.path}: stopped early at frame {position.frames:,}: {reason}.")
     ranks.from_first(lambda: torch.save(algorithm.state_dict(), run.path / "algorithm.pt"))
@@ -300,7 +289,7 @@ def _resume(
     position: _Position,
     checkpoints: RunCheckpoints,
     algorithm: Algorithm,
-    collector: Collector,
+    collection: Collection,
     run: RunDirectory,
     say: Callable[[str], None],
 ) -> None:
@@ -308,14 +297,14 @@ def _resume(
     frames, parts = ranks.from_first(lambda: checkpoints.load_newest(say))
     check_ranks(parts["loop"].get("ranks", 1))
     algorithm.load_checkpoint_state(part_of_rank(parts, "algorithm"))
-    collector.update_policy_weights_()
+    collection.update_parameters()
     loop = parts["loop"]
     run.cut(loop["sizes"])
     position.frames, position.row, position.next_eval = frames, loop["row"], loop["next_eval"]
     position.next_video = loop.get("next_video", 0)  # older checkpoints lack these
     position.stopping = loop.get("stopping", {})
     say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
-    if not load_collector_state(collector, part_of_rank(parts, "collector")):
+    if not collection.load_state(part_of_rank(parts, "collector")):
         say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
     load_random_state(part_of_rank(parts, "random"))
 
@@ -324,7 +313,7 @@ def _resume(
 def _explained(
     position: _Position,
     checkpoints: RunCheckpoints,
-    workers: Sequence[BaseProcess],
+    died_of: Callable[[Exception], str | None],
     asked: Sequence[signal.Signals],
     say: Callable[[str], None],
 ) -> Iterator[None]:
@@ -334,7 +323,7 @@ def _explained(
     except FloatingPointError as error:
         raise FloatingPointError(f"{error} {_way_back(checkpoints)}") from error
     except Exception as error:
-        died = what_died(workers)
+        died = died_of(error)
         if died is None:
             say(f"{type(error).__name__} after frame {position.frames:,}. {_way_back(checkpoints)}")
             raise
