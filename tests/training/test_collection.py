@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,12 +109,12 @@ def test_workers_act_by_what_was_learned(tmp_path, method, options):
     assert len(set(metrics["entropy"])) == 4
 
 
-def check_parameters(backend):
+@pytest.mark.usefixtures("fork")
+def test_workers_have_parameters_and_buffers():
     env = PLAIN(num_envs=4)
     policy = make_algorithm("maven", env, 160).policy
     functions = [partial(PLAIN, num_envs=2, seed=s) for s in (1, 2)]
-    workers = Workers(env_functions=functions, backend=backend)
-    collection = make_collection(env, policy, 40, workers)
+    collection = make_collection(env, policy, 40, Workers(env_functions=functions))
     try:
         with torch.no_grad():
             for number, value in enumerate(policy.state_dict().values()):
@@ -122,11 +125,6 @@ def check_parameters(backend):
             assert all((state[key] == value).all() for key, value in policy.state_dict().items())
     finally:
         collection.close()
-
-
-@pytest.mark.usefixtures("fork")
-def test_workers_have_parameters_and_buffers():
-    check_parameters("multiprocessing")
 
 
 class Cut(Exception):
@@ -232,3 +230,46 @@ def test_without_ray(monkeypatch):
     monkeypatch.setattr(name, lambda module: None)
     with pytest.raises(ImportError, match=r'pip install "torchrl_agentmixer\[ray\]"'):
         Workers(env_functions=[normalized], backend="ray")
+
+
+def ray_processes():
+    """Of a local cluster, by their command lines."""
+    names = (b"raylet", b"gcs_server", b"ray::")
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if any(name in path.read_bytes() for name in names):
+                found.add(int(path.parent.name))
+    return found
+
+
+@needs_ray
+def test_ray(tmp_path):
+    """One cluster for both: actors act by what was learned, and one that dies ends the run."""
+    import ray
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors do not import tests
+    before = ray_processes()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        _, _, seen = go(tmp_path / "a", backend="ray", make=PLAIN, method="agent_mixer")
+        check_batches(seen)
+        metrics = read_metrics(tmp_path / "a")
+        assert metrics["ratio"] == pytest.approx([1.0] * 4, abs=1e-5)
+        assert len(set(metrics["entropy"])) == 4
+        with pytest.raises(RuntimeError, match="an actor of the Ray collector") as raised:
+            go(
+                tmp_path / "b",
+                backend="ray",
+                make=PLAIN,
+                workers=[partial(mortal, 999), partial(mortal, 25)],
+            )
+    finally:
+        ray.shutdown()
+    assert "after frame 80" in str(raised.value)
+    assert "checkpoint-000000000080.torchrl is from before" in str(raised.value)
+    deadline = time.monotonic() + 30
+    while ray_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not ray_processes() - before
