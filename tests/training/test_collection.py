@@ -124,7 +124,9 @@ def test_workers_have_parameters_and_buffers():
         for state in collection.collector.map_fn("policy.state_dict"):
             assert all((state[key] == value).all() for key, value in policy.state_dict().items())
     finally:
+        threads = torch.get_num_threads()
         collection.close()
+    assert torch.get_num_threads() == threads
 
 
 class Cut(Exception):

@@ -150,8 +150,10 @@ class Collection:
 
     def close(self) -> None:
         """Leave no process behind."""
+        threads = torch.get_num_threads()
         self.collector.shutdown(raise_on_error=False)
         end_processes(self.processes)
+        torch.set_num_threads(threads)  # a collector of several processes changes it
 
 
 class WorkerCollection(Collection):
