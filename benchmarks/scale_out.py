@@ -5,8 +5,8 @@
 Every line is ``examples/train.py``, as users start it, with the same total of environments, frames
 and batches. Engines take turns, seed by seed, so that what else the machine does hits all of them.
 Frames/s are of collection and update, the median of a run's batches but for the first two, and the
-best of the seeds. Before each seed, two loops at once are timed beside one alone: on a machine that is
-shared, what two processes can do together bounds what any engine can gain.
+best of the seeds. Before each seed, two loops at once are timed beside one alone: on a shared
+machine, what two processes can do together bounds what any engine can gain.
 """
 
 from __future__ import annotations
