@@ -155,6 +155,13 @@ def test_a_run_goes_on_to_the_same_numbers(tmp_path):
     statistics = [observation_normalizer(e).statistics for e in (env, other)]
     assert (statistics[0] == statistics[1]).all()
     assert statistics[0]["count", "state"] >= 40
+    messages = []
+    hooks = {"on_message": messages.append, "total_frames": 200}
+    _, other, _ = go(tmp_path / "whole", resume=True, workers=4, **hooks)
+    assert messages[-1].endswith(
+        "other workers than those of the checkpoint collect; episodes begin anew."
+    )
+    assert observation_normalizer(other).statistics["count", "state"] > 160 / 4
     assert float(seen[-1]["state"].std()) == pytest.approx(1, abs=0.3)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector, MultiSyncCollector
 from torchrl.envs import EnvBase, RewardSum, Transform, TransformedEnv
@@ -33,6 +33,8 @@ from torchrl_agentmixer.training.checkpointing import (
 from torchrl_agentmixer.training.interruption import end_processes, what_died, worker_processes
 
 EnvFunction = Callable[[], EnvBase]
+UNTOLD = "the environment cannot tell its state"
+OTHER_WORKERS = "other workers than those of the checkpoint collect"
 
 
 @dataclass(kw_only=True)
@@ -138,11 +140,28 @@ class Collection:
 
     def state(self) -> State:
         """For a checkpoint."""
+        state = self._standing()
+        if self.normalizer is not None:
+            state["statistics"] = self.normalizer.statistics.to_dict()
+        return state
+
+    def load_state(self, state: State) -> str | None:
+        """Go on from there; why in new episodes, or ``None`` if exactly."""
+        why = self._go_on(state)
+        if self.normalizer is not None and "statistics" in state:  # older ones lack it
+            self._take_statistics(TensorDict(state["statistics"]))
+        return why
+
+    def _standing(self) -> State:
         return collector_state(self.collector)
 
-    def load_state(self, state: State) -> bool:
-        """Go on from there; whether it does exactly."""
-        return load_collector_state(self.collector, state)
+    def _go_on(self, state: State) -> str | None:
+        if "env" not in state:
+            return OTHER_WORKERS
+        return None if load_collector_state(self.collector, state) else UNTOLD
+
+    def _take_statistics(self, statistics: TensorDictBase) -> None:
+        cast(Any, self.normalizer).statistics.update_(statistics)
 
     def what_died(self, error: Exception) -> str | None:
         """The worker whose end brought an error about, and how; ``None`` if none died."""
@@ -221,19 +240,22 @@ class WorkerCollection(Collection):
             own = merged_statistics(self.collector.map_fn("statistics"))
             self.normalizer.statistics.update_(own)
             super().share_statistics()
-            self._tell("take_statistics", self.normalizer.statistics)
+            self._take_statistics(self.normalizer.statistics)
 
-    def state(self) -> State:
+    def _standing(self) -> State:
         states = self.collector.map_fn("standing")
         return {f"worker_{index}": state for index, state in enumerate(states)}
 
-    def load_state(self, state: State) -> bool:
-        if set(state) != {f"worker_{index}" for index in range(self.num_workers)}:
-            return False  # of other workers
-        states = [(state[f"worker_{index}"],) for index in range(self.num_workers)]
-        exact = all(self.collector.map_fn("go_on", states))
-        self.share_statistics()
-        return exact
+    def _go_on(self, state: State) -> str | None:
+        names = [f"worker_{index}" for index in range(self.num_workers)]
+        if set(state) - {"statistics"} != set(names):
+            return OTHER_WORKERS
+        exact = self.collector.map_fn("go_on", [(state[name],) for name in names])
+        return None if all(exact) else UNTOLD
+
+    def _take_statistics(self, statistics: TensorDictBase) -> None:
+        super()._take_statistics(statistics)
+        self._tell("take_statistics", statistics)
 
     def _tell(self, method: str, value: Any) -> None:
         """Call a method of all workers."""

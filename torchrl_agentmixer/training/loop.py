@@ -304,8 +304,9 @@ def _resume(
     position.next_video = loop.get("next_video", 0)  # older checkpoints lack these
     position.stopping = loop.get("stopping", {})
     say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
-    if not collection.load_state(part_of_rank(parts, "collector")):
-        say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
+    why = collection.load_state(part_of_rank(parts, "collector"))
+    if why is not None:
+        say(f"{run.path}: {why}; episodes begin anew.")
     load_random_state(part_of_rank(parts, "random"))
 
 
