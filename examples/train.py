@@ -7,10 +7,12 @@
     python examples/train.py --multirun hydra/launcher=joblib env=climbing algorithm=mat seed=0,1,2
     python examples/train.py env=grid_predator_prey logger=tensorboard early_stopping.patience=10
     python examples/train.py resume=runs/grid_predator_prey/mappo/seed_1_20260101_120000
+    torchrun --nproc-per-node 2 examples/train.py env=grid_predator_prey algorithm=mappo
 
 ``hydra/launcher=joblib`` runs on all cores at once, with the ``sweep`` extra: ``docs/sweeps.md``.
 A run that was stopped goes on by ``resume=``, to the same numbers: ``docs/checkpoints.md``.
-``logger``, ``video_interval`` and ``early_stopping``: ``docs/logging.md``.
+``logger``, ``video_interval`` and ``early_stopping``: ``docs/logging.md``. Several processes, by
+``torchrun``: ``docs/how_to/scale_out.md``.
 
 Fields are in ``examples/conf``. The run directory gets the config, the versions, metrics and
 evaluation episodes as CSV, the parameters (and the statistics that observations are normalized by,
@@ -20,16 +22,21 @@ policy and a table of results.
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import (
     CorrelationSeed,
@@ -44,6 +51,7 @@ from torchrl_agentmixer.training import (
     MetricLoggers,
     ProgressBar,
     RunDirectory,
+    Workers,
     keep_freed_memory,
     record_gif,
     train,
@@ -68,9 +76,25 @@ def build_env(
     return env
 
 
+def build_workers(config: DictConfig, num_envs: int, seed: int) -> Workers | None:
+    """The processes that collect, with their shares of the environments; ``None`` for this one."""
+    options = config.get("collector")  # older runs lack it
+    count = options.num_workers if options else 0
+    if not count:
+        return None
+    if num_envs % count:
+        raise ValueError(
+            f"expected `env.num_envs` to be a multiple of `collector.num_workers` {count} for each "
+            f"rank, got {num_envs}."
+        )
+    seeds = np.random.SeedSequence([seed, 1]).generate_state(count) >> 1
+    functions = [partial(build_env, config, num_envs // count, int(own)) for own in seeds]
+    return Workers(env_functions=functions, seed=seed, backend=options.backend)
+
+
 # What may differ between a run and its continuation: read anew, and kept if nothing is said.
 ANEW = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
-KEPT = ("early_stopping", "logger", "logger_options", "video_interval")
+KEPT = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
 
 
 def run(
@@ -80,11 +104,17 @@ def run(
 
     ``changed`` are fields that a resumed run goes on with, others than it was begun with.
     """
-    resume = config.resume is not None or (config.auto_resume and can_resume(folder))
+    folder, first = ranks.from_first(lambda: folder), ranks.rank() == 0
+    resume = ranks.from_first(
+        lambda: config.resume is not None or (config.auto_resume and can_resume(folder))
+    )
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    env = build_env(config, config.env.num_envs, config.seed)
+    num_envs = ranks.share(config.env.num_envs, "env.num_envs")
+    seed = ranks.own_seed(config.seed)
+    workers = build_workers(config, num_envs, seed)
+    env = build_env(config, num_envs, seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
     torch.manual_seed(config.seed)  # building an environment may have seeded the generator
     options = OmegaConf.to_container(config.algorithm, resolve=True)
@@ -101,13 +131,15 @@ def run(
         early_stopping=EarlyStopping(**(config.early_stopping or {})),
     )
     plain = OmegaConf.to_container(config, resolve=True)
-    loggers = MetricLoggers(config.logger, folder, options=plain["logger_options"])
+    loggers = MetricLoggers(
+        config.logger if first else None, folder, options=plain["logger_options"]
+    )
     bar = ProgressBar(loop.total_frames)
     directory = RunDirectory(folder, resume=resume)  # not before all that a wrong config can break
-    if resume:
+    if resume and first:
         for other in directory.check_config(plain, free=(*ANEW, *KEPT, *changed)):
             print(f"{folder}: {other}; the numbers may differ from those of one run")
-    else:
+    elif first:
         directory.save_config(plain)
 
     def start(frames: int) -> None:
@@ -127,11 +159,12 @@ def run(
             eval_env,
             loop,
             directory,
-            on_start=start,
-            on_metrics=show,
+            workers=workers,
+            on_start=start if first else None,
+            on_metrics=show if first else None,
             on_message=bar.say,
         )
-    ended = (folder / "algorithm.pt").exists()
+    ended = first and (folder / "algorithm.pt").exists()
     normalizer = observation_normalizer(env)
     if ended and normalizer is not None:
         torch.save(normalizer.state_dict(), folder / "normalization.pt")
@@ -187,10 +220,14 @@ def main(config: DictConfig) -> float | None:
         folder = Path(config.resume)
         config, changed = continuation(config, HydraConfig.get().overrides.task)
     last = run(config, folder, changed=changed)
-    print(results_table([folder]))
-    print(f"run directory: {folder}")
+    if ranks.rank() == 0:
+        print(results_table([folder]))
+        print(f"run directory: {folder}")
     return last["eval_return"]
 
 
 if __name__ == "__main__":
-    main()
+    with ranks.process_group(), tempfile.TemporaryDirectory() as unused:
+        if ranks.rank():  # Hydra's folder; all write the first rank's
+            sys.argv += [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
+        main()

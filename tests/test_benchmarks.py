@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from torchrl_agentmixer.training import RunDirectory
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import scale_out  # noqa: E402
 from study import probability_of_improvement  # noqa: E402
 
 
@@ -139,3 +142,25 @@ def test_probability_of_improvement_against_counting():
     assert 0 <= low <= estimate <= high <= 1
     assert probability_of_improvement(y + 9, y) == (1.0, 1.0, 1.0)
     assert probability_of_improvement(y[:1], y[:1]) == (0.5, 0.5, 0.5)
+
+
+def test_scale_out(tmp_path, monkeypatch, capsys):
+    """The tables on runs that are there: rates of two parts, ratios, and returns of all seeds."""
+    for index, engine in enumerate(scale_out.ENGINES):
+        for seed in (0, 1):
+            folder = tmp_path / "grid_predator_prey" / engine.replace(" ", "_") / f"seed_{seed}"
+            directory = RunDirectory(folder)
+            for frames in (10, 20, 30, 40):
+                rate = 100.0 * (1 + index) * (1 + seed)
+                row = {"frames": frames, "eval_return": float(seed) if frames == 40 else None}
+                directory.log(row | {"fps_collect": rate, "fps_update": 3 * rate})
+            (folder / "algorithm.pt").touch()
+    command = ["scale_out", "--out", str(tmp_path), "--seeds", "0", "1", "--tasks"]
+    monkeypatch.setattr(sys, "argv", [*command, "grid/predator_prey"])
+    monkeypatch.setattr(scale_out, "two_at_once", lambda: 1.5)
+    scale_out.main()
+    output = capsys.readouterr().out
+    assert "| one process | 200 (1.00) | 600 (1.00) | 150 (1.00) |" in output
+    assert "| 2 ranks | 400 (2.00) | 1,200 (2.00) | 300 (2.00) |" in output
+    assert "| 2 workers | 0.5 (0.0 to 1.0) |" in output
+    assert "together 1.50, 1.50 times what one did alone" in output

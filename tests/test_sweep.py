@@ -50,6 +50,19 @@ def test_two_environments_by_two_methods_and_their_report(tmp_path):
     assert "| penalty | mappo | 1 |" in text
 
 
+def test_jobs_as_slurm_has_them(tmp_path):
+    """By submitit, on this machine."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-W", "ignore", "examples/train.py", "--multirun", f"runs={runs}"]
+    command += ["hydra/launcher=submitit_local", "env=climbing", "algorithm=mappo", "seed=3"]
+    done = subprocess.run([*command, *TINY], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs(runs)
+    assert (run.task, run.method, run.seed) == ("climbing", "mappo", 3)
+    assert (run.path / "algorithm.pt").exists()
+
+
 def test_a_run_that_fails_leaves_the_others_and_no_folder_is_shared(tmp_path):
     """Two learning rates are sent to one folder; one run has it, whole, the other is refused."""
     rates = "algorithm.lr=1e-3,2e-3"

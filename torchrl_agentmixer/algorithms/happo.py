@@ -13,6 +13,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.ppo import (
     HuberPPOLoss,
     PPOAlgorithm,
@@ -158,7 +159,8 @@ class HAPPO(PPOAlgorithm):
         turns = cast("list[AgentTurn]", list(self.turns))
         if self.config.fixed_order:
             return turns
-        return [turns[index] for index in torch.randperm(len(turns)).tolist()]
+        order = ranks.from_first(torch.randperm(len(turns)).tolist)
+        return [turns[index] for index in order]
 
     def _actor_step(self, turn: AgentTurn, minibatch: TensorDictBase) -> TensorDict:
         losses = turn.loss(minibatch)
@@ -273,7 +275,7 @@ class AgentTurn(nn.Module):
 
 
 def standardized(advantage: torch.Tensor) -> torch.Tensor:
-    """Advantages of mean 0 and standard deviation 1 over the batch; a single one as it is.
+    """Advantages of mean 0 and standard deviation 1 over all ranks' batches; a single one as it is.
 
     Examples:
         >>> standardized(torch.tensor([1.0, 2.0, 3.0])).tolist()
@@ -281,4 +283,7 @@ def standardized(advantage: torch.Tensor) -> torch.Tensor:
     """
     if advantage.numel() == 1:
         return advantage
-    return (advantage - advantage.mean()) / advantage.std().clamp_min(1e-6)
+    mean, std = advantage.mean(), advantage.std()
+    if ranks.world_size() > 1:
+        mean, std = ranks.mean_and_std(advantage)
+    return (advantage - mean) / std.clamp_min(1e-6)

@@ -20,6 +20,8 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import QMixer, QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
+from torchrl_agentmixer import ranks
+from torchrl_agentmixer.algorithms.descent import descend
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
@@ -398,7 +400,8 @@ class MAVEN(nn.Module):
         self.latent_optimizer = torch.optim.Adam(
             self._latent_parameters, lr=config.lr_latent, eps=config.adam_eps
         )
-        self.replay = TransitionReplay(config.replay_size, device=env.device)
+        size = ranks.share(config.replay_size, "replay_size")
+        self.replay = TransitionReplay(size, device=env.device)
         self._device = env.device
         self._episodes: TensorDictBase | None = None
         self.on_progress(0.0)
@@ -431,7 +434,7 @@ class MAVEN(nn.Module):
         steps = self.config.epochs * self.config.num_minibatches
         logs = [self._gradient_step(self.replay.sample(size)) for _ in range(steps)]
         metrics = TensorDict.stack(logs).mean(0).update(metrics)
-        self.frames += batch.numel()
+        self.frames += batch.numel() * ranks.world_size()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()} | {"epsilon": epsilon}
 
@@ -496,7 +499,7 @@ class MAVEN(nn.Module):
         loss_td = self.loss(minibatch)["loss"]
         loss_information, information = self.information(self.utilities(minibatch))
         loss = loss_td + self.config.information_coeff * loss_information
-        norm = _descend(loss, self.optimizer, self._value_parameters, self.config.max_grad_norm)
+        norm = descend(loss, self.optimizer, self._value_parameters, self.config.max_grad_norm)
         self._targets.step()
         return TensorDict(
             {
@@ -536,24 +539,28 @@ class MAVEN(nn.Module):
         """Clipped policy gradient of the hierarchical policy on ended episodes ``[E]``."""
         returns, clip = episodes["return"], self.config.clip_epsilon
         loss = entropy = returns.new_zeros(())
-        steps = self.config.epochs if len(returns) else 0  # no episode may have ended
+        # Ranks may have ended different numbers of them: sums, over the mean number.
+        count = float(ranks.mean(returns.new_tensor(float(len(returns)))))
+        steps = self.config.epochs if count else 0  # no episode may have ended
         if steps:
-            advantage = (returns - returns.mean()) / (returns.std(correction=0) + 1e-6)
+            deviation = returns - ranks.mean(returns.sum()) / count
+            std = (ranks.mean(deviation.square().sum()) / count).sqrt()
+            advantage = deviation / (std + 1e-6)
         for _ in range(steps):
             dist = self._latent_dist(episodes)
             ratio = (dist.log_prob(episodes["latent"].squeeze(-1)) - episodes["log_prob"]).exp()
             clipped = ratio.clamp(1 - clip, 1 + clip)
-            loss = -torch.min(ratio * advantage, clipped * advantage).mean()
-            entropy = dist.entropy().mean()
+            loss = -torch.min(ratio * advantage, clipped * advantage).sum() / count
+            entropy = dist.entropy().sum() / count
             total = loss - self.config.latent_entropy_coeff * entropy
-            _descend(
+            descend(
                 total, self.latent_optimizer, self._latent_parameters, self.config.max_grad_norm
             )
         return TensorDict(
             {
                 "loss_latent": loss,
                 "latent_entropy": entropy,
-                "episodes": torch.tensor(float(len(returns))),
+                "episodes": torch.tensor(count * ranks.world_size()),
             }
         ).detach()
 
@@ -624,19 +631,6 @@ def _masked(score: torch.Tensor, tensordict: TensorDictBase, mask_key: Any) -> t
     if mask_key is None:
         return score
     return score.masked_fill(~tensordict[mask_key], torch.finfo(score.dtype).min)
-
-
-def _descend(
-    loss: torch.Tensor,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    max_norm: float,
-) -> torch.Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    optimizer.step()
-    return norm
 
 
 def _to(state: Any, device: torch.device | None) -> Any:

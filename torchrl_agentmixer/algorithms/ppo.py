@@ -16,6 +16,8 @@ from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import GAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
+from torchrl_agentmixer import ranks
+from torchrl_agentmixer.algorithms.descent import descend
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 
 ClipEpsilon = float | tuple[float, float | Schedule | Mapping[str, Any]]
@@ -148,6 +150,37 @@ class HuberPPOLoss(MAPPOLoss):
         delta = self.huber_delta
         return target / delta, value / delta, None if old is None else old / delta
 
+    def _standardize_advantage(
+        self, advantage: torch.Tensor, tensordict: TensorDictBase
+    ) -> torch.Tensor:
+        if ranks.world_size() == 1:
+            return super()._standardize_advantage(advantage, tensordict)
+        exclude = self.normalize_advantage_exclude_dims
+        mean, std = ranks.mean_and_std(advantage, exclude_dims=exclude)
+        return (advantage - mean) / std.clamp_min(1e-6)
+
+
+class ValueNormOfRanks(PopArtValueNorm):
+    """TorchRL's ``PopArtValueNorm`` on the value targets of all ranks.
+
+    Moments are linear in the batch: the means over ranks are those of the joined batch.
+
+    Args:
+        **kwargs: as ``PopArtValueNorm``.
+
+    Examples:
+        >>> norm = ValueNormOfRanks(shape=1)
+        >>> norm.update(torch.tensor([[1.0], [3.0]]))
+        >>> round(norm.normalize(torch.tensor([3.0])).item(), 3)
+        1.0
+    """
+
+    @torch.no_grad()
+    def update(self, value_target: torch.Tensor) -> None:
+        """Fold value targets ``[*B, 1]`` in."""
+        super().update(value_target)
+        ranks.average_([self.running_mean, self.running_mean_sq])
+
 
 class PPOAlgorithm(nn.Module):
     """One on-policy method: a policy to collect with, one to execute, and an update.
@@ -218,7 +251,7 @@ class PPOAlgorithm(nn.Module):
         data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
         with set_recurrent_mode(True):
             metrics = self.learn(data).update(self.diagnose(data))
-        self.frames += batch.numel()
+        self.frames += batch.numel() * ranks.world_size()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -308,11 +341,7 @@ class PPOAlgorithm(nn.Module):
 
     def _descend(self, loss: torch.Tensor) -> torch.Tensor:
         """One step of the optimizer; the norm of the gradient before it was clipped."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters_in_use, self.config.max_grad_norm)
-        self.optimizer.step()
-        return norm
+        return descend(loss, self.optimizer, self._parameters_in_use, self.config.max_grad_norm)
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
         """What a method adds to the PPO losses of a minibatch; nothing by default."""
@@ -333,7 +362,7 @@ class PPOAlgorithm(nn.Module):
 
 def make_value_norm() -> PopArtValueNorm:
     """The normalizer of MAPPO's value targets."""
-    return PopArtValueNorm(shape=1)
+    return ValueNormOfRanks(shape=1)
 
 
 def make_ppo_loss(

@@ -14,6 +14,8 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
+from torchrl_agentmixer import ranks
+from torchrl_agentmixer.algorithms.descent import descend
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
@@ -184,7 +186,10 @@ class AgentMixerSAC(nn.Module):
                 {"params": list(self.policy.modifier.parameters()), "lr": config.lr_modifier},
             ]
         )
-        self.replay = TransitionReplay(config.replay_size, device=env.device)
+        self._parameters_in_use = [p for g in self.optimizer.param_groups for p in g["params"]]
+        size = ranks.share(config.replay_size, "replay_size")
+        self.replay = TransitionReplay(size, device=env.device)
+        self._batch_size = ranks.share(config.batch_size, "batch_size")
         self.total_frames = total_frames
         self.frames = 0
 
@@ -199,12 +204,12 @@ class AgentMixerSAC(nn.Module):
         transitions = batch.detach().select(*self._transition_keys()).reshape(-1)
         self.replay.extend(transitions)
         logs = [
-            self._gradient_step(self.replay.sample(self.config.batch_size))
+            self._gradient_step(self.replay.sample(self._batch_size))
             for _ in range(self.config.gradient_steps)
         ]
         with torch.no_grad():
             consistency = consistency_metrics(self.policy, transitions)
-        self.frames += batch.numel()
+        self.frames += batch.numel() * ranks.world_size()
         metrics = TensorDict.stack(logs).mean(0).update(consistency)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -236,9 +241,8 @@ class AgentMixerSAC(nn.Module):
     def _gradient_step(self, minibatch: TensorDictBase) -> TensorDict:
         """One step on all losses: none of them reaches the parameters of another."""
         losses = self.loss(minibatch)
-        self.optimizer.zero_grad()
-        (losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]).backward()
-        self.optimizer.step()
+        total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
+        descend(total, self.optimizer, self._parameters_in_use)
         self._targets.step()
         return TensorDict(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torchrl.envs import EnvBase, InitTracker, TransformedEnv
+from torchrl.envs import EnvBase, InitTracker, Transform, TransformedEnv
 from torchrl.modules.utils import get_primers_from_module
 
 
@@ -29,7 +29,11 @@ def with_memory(env: EnvBase, policy: nn.Module) -> EnvBase:
         >>> env.rollout(3, policy)["agents", "memory"].shape
         torch.Size([4, 1, 2, 8])
     """
-    primers = get_primers_from_module(policy, warn=False)
+    return with_primers(env, get_primers_from_module(policy, warn=False))
+
+
+def with_primers(env: EnvBase, primers: Transform | None) -> EnvBase:
+    """The same, by what the policy's modules ask for, which a worker process can be sent."""
     if primers is None or "is_init" in env.observation_spec.keys():  # noqa: SIM118
         return env
     env = TransformedEnv(env, InitTracker())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.groups import agent_groups
 
 
@@ -72,6 +73,13 @@ class ObservationNormalizer(VecNormV2):
         # the root of the difference would be NaN.
         self._var.update_(self._var.maximum(self._loc.pow(2)))
 
+    @torch.no_grad()
+    def average_over_ranks(self) -> None:
+        """Make the statistics of all ranks those of all their steps, as many as a rank has had."""
+        if ranks.world_size() == 1:
+            return
+        self.statistics.update_(merged_statistics([self.statistics], mean=ranks.mean))
+
     def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.
 
@@ -83,6 +91,40 @@ class ObservationNormalizer(VecNormV2):
             name: (loc[name, "observation"].clone(), scale[name, "observation"].clone())
             for name in groups
         }
+
+
+def merged_statistics(
+    several: Sequence[TensorDictBase], *, mean: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> TensorDict:
+    """Statistics of all steps of processes that each began with the same ones.
+
+    Args:
+        several (sequence of TensorDictBase): ``statistics`` of an :class:`ObservationNormalizer`.
+
+    Keyword Args:
+        mean (callable, optional): a further mean, over ranks.
+
+    Returns:
+        TensorDict: their means, by how many steps each has had; and the mean number of steps.
+
+    Examples:
+        >>> a, b = ({"loc": {"state": torch.tensor(x)}, "count": {"state": torch.tensor(n)}}
+        ...         for x, n in ((1.0, 1), (3.0, 3)))
+        >>> a["var"], b["var"] = a["loc"], b["loc"]
+        >>> both = merged_statistics([TensorDict(a), TensorDict(b)])
+        >>> both["loc", "state"].item(), both["count", "state"].item()
+        (2.5, 2)
+    """
+    mean = mean or (lambda value: value)
+    result = several[0].clone()
+    for key in result["count"].keys(True, True):
+        counts = torch.stack([one["count"][key] for one in several]).double()
+        count = mean(counts.mean(0))  # resets count too, and differ in number
+        for name in ("loc", "var"):
+            weighted = [one[name][key] * n for one, n in zip(several, counts, strict=True)]
+            result[name][key].copy_(mean(torch.stack(weighted).mean(0)) / count)
+        result["count"][key].copy_(count.round())
+    return result
 
 
 def observation_normalizer(env: EnvBase) -> ObservationNormalizer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchrl_agentmixer.training.checkpointing import RunCheckpoints
+from torchrl_agentmixer.training.collection import Workers
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate, record_gif
 from torchrl_agentmixer.training.loggers import MetricLoggers
@@ -20,6 +21,7 @@ __all__ = [
     "ProgressBar",
     "RunCheckpoints",
     "RunDirectory",
+    "Workers",
     "evaluate",
     "keep_freed_memory",
     "record_gif",

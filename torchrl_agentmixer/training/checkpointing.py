@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchrl.checkpoint import (
 )
 from torchrl.collectors import Collector
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 FORMAT = 1
@@ -172,6 +173,35 @@ def _archive(parts: Mapping[str, _Part]) -> Checkpoint:
     for name, part in parts.items():
         checkpoint.register(name, part, adapter=StateDictCheckpointAdapter("torch"))
     return checkpoint
+
+
+def parts_of_ranks(states: Sequence[Mapping[str, State]]) -> dict[str, State]:
+    """The states of all ranks as parts of one checkpoint: ``name``, then ``name_1``, ...
+
+    Examples:
+        >>> parts_of_ranks([{"random": {"a": 1}}, {"random": {"a": 2}}])
+        {'random': {'a': 1}, 'random_1': {'a': 2}}
+    """
+    return {
+        name if number == 0 else f"{name}_{number}": part
+        for number, state in enumerate(states)
+        for name, part in state.items()
+    }
+
+
+def part_of_rank(parts: Mapping[str, State], name: str) -> State:
+    """What this rank had of a part."""
+    return parts[f"{name}_{ranks.rank()}" if ranks.rank() else name]
+
+
+def check_ranks(written_by: int) -> None:
+    """Raise an error if a checkpoint is that of another number of ranks."""
+    if written_by != ranks.world_size():
+        raise ValueError(
+            f"expected as many ranks as the checkpoint was written by, {written_by}, got "
+            f"{ranks.world_size()}: each has a state of its own. Resume it with "
+            f"`torchrun --nproc-per-node {written_by}`, or with one process for 1."
+        )
 
 
 def collector_state(collector: Collector) -> State:

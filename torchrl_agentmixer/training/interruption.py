@@ -49,8 +49,10 @@ def worker_processes(env: EnvBase) -> list[BaseProcess]:
     return list(vars(env).get("_workers") or []) if isinstance(env, ParallelEnv) else []
 
 
-def what_died(workers: Sequence[BaseProcess]) -> str | None:
+def what_died(workers: Sequence[BaseProcess], of: str = "the parallel environment") -> str | None:
     """The worker that ended by itself, and how; ``None`` if all live, or were asked to end."""
+    if not workers:
+        return None
     workers = list(workers)
     left = [worker for worker in workers if not _is_closed(worker)]
     wait([worker.sentinel for worker in left], timeout=1)  # a pipe closes before its process ends
@@ -66,7 +68,7 @@ def what_died(workers: Sequence[BaseProcess]) -> str | None:
         else f"ended with exit code {code}; its own error is printed above"
     )
     where = f"worker {workers.index(first)} of {len(workers)}"
-    return f"{where} of the parallel environment (process {first.pid}) {how}"
+    return f"{where} of {of} (process {first.pid}) {how}"
 
 
 def end_processes(workers: Sequence[BaseProcess], seconds: float = 5.0) -> None:

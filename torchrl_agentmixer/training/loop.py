@@ -9,29 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, cast
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.envs import with_memory
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
-    collector_state,
-    load_collector_state,
+    check_ranks,
     load_random_state,
+    part_of_rank,
+    parts_of_ranks,
     random_state,
 )
+from torchrl_agentmixer.training.collection import Collection, Workers, make_collection
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.interruption import (
     asked_to_end,
-    end_processes,
     what_died,
     worker_processes,
 )
@@ -116,6 +115,7 @@ def train(
     config: LoopConfig,
     run: RunDirectory,
     *,
+    workers: Workers | None = None,
     on_start: Callable[[int], None] | None = None,
     on_metrics: Callable[[dict[str, float | None]], None] | None = None,
     on_message: Callable[[str], None] | None = None,
@@ -139,14 +139,21 @@ def train(
     A batch, metric or parameter that is not finite, and a worker process that dies, end the run
     with an error that names it, and the checkpoint to go back to.
 
+    Where ``torchrun`` started several processes (:mod:`torchrl_agentmixer.ranks`), each calls this
+    with environments of its own, all as many, and all of them are one run: frames count over all
+    ranks, every gradient step is on the mean of the ranks' gradients, and the first rank evaluates
+    and writes the run directory.
+
     Args:
         algorithm (Algorithm): a method.
-        env (EnvBase): to collect in, ``[num_envs]``; team reward at the root.
+        env (EnvBase): to collect in, ``[num_envs]``; team reward at the root. Of each rank its own.
         eval_env (EnvBase): to evaluate in.
         config (LoopConfig): lengths and intervals.
         run (RunDirectory): where results go.
 
     Keyword Args:
+        workers (Workers, optional): processes or Ray actors that collect; ``env`` then tells sizes
+            alone.
         on_start (callable, optional): is told the frames done so far, before the first batch: 0,
             or those of the checkpoint.
         on_metrics (callable, optional): sees each row, for a progress bar or a logger.
@@ -162,70 +169,72 @@ def train(
         FileNotFoundError: if there is none to resume from.
         FloatingPointError: when an entry of a batch, a metric or a parameter is not finite; the
             run directory keeps all that was written before.
-        RuntimeError: when a worker process of a ``ParallelEnv`` dies.
+        RuntimeError: when a worker process dies, of a ``ParallelEnv`` or of ``workers``.
         SystemExit: after SIGTERM or SIGINT, with the code that shells give them.
     """
-    num_envs = env.batch_size.numel()
+    num_envs = env.batch_size.numel() * ranks.world_size()
     if config.frames_per_batch % num_envs:
         raise ValueError(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
-    say = on_message or partial(warnings.warn, stacklevel=2)
-    env = with_memory(env, algorithm.policy)
-    env = TransformedEnv(env, RewardSum(in_keys=["reward"], out_keys=["episode_reward"]))
-    collector = Collector(
-        env,
-        algorithm.policy,
-        frames_per_batch=config.frames_per_batch,
-        total_frames=-1,  # the loop counts, from where it was resumed
-        device=env.device,
-        auto_register_policy_transforms=False,  # with_memory adds what the policy needs
-    )
-    collecting = worker_processes(env)
+    tell = on_message or partial(warnings.warn, stacklevel=2)
+    say = tell if ranks.rank() == 0 else _nothing
+    frames_per_batch = config.frames_per_batch // ranks.world_size()
+    collection = make_collection(env, algorithm.policy, frames_per_batch, workers)
     checkpoints = RunCheckpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
+    evaluating_by = worker_processes(eval_env)
     position = _Position(next_eval=config.eval_interval)
     next_checkpoint = config.checkpoint_interval
     seconds: dict[str, float] = {}
     began = time.monotonic()
 
+    def died(error: Exception) -> str | None:
+        return collection.what_died(error) or what_died(evaluating_by)
+
     def save() -> None:
-        parts = {
+        own = {
             "algorithm": algorithm.checkpoint_state(),
-            "collector": collector_state(collector),
-            "loop": {**vars(position), "sizes": run.sizes()},
+            "collector": collection.state(),
             "random": random_state(),
         }
-        checkpoints.save(parts, frames=position.frames)
+        parts = parts_of_ranks(ranks.gather(own))
+        parts["loop"] = {**vars(position), "sizes": run.sizes(), "ranks": ranks.world_size()}
+        ranks.from_first(lambda: checkpoints.save(parts, frames=position.frames))
 
     try:
         with asked_to_end() as asked:
             if run.resume:
-                _resume(position, checkpoints, algorithm, collector, run, say)
+                _resume(position, checkpoints, algorithm, collection, run, say)
                 if next_checkpoint is not None:
                     next_checkpoint = _after(position.frames, next_checkpoint)
+            else:
+                ranks.start_alike(algorithm.state_dict())
+                collection.update_parameters()
             if on_start is not None:
                 on_start(position.frames)
             if not run.resume:
                 _film(position, algorithm, eval_env, config, run)
                 if next_checkpoint is not None:
                     save()  # from now on, there is one to resume from
-            batches = iter(collector)
+            batches = collection.batches()
             reason = config.early_stopping.reason(position.stopping)
-            workers = [*collecting, *worker_processes(eval_env)]
             if position.frames < config.total_frames and reason is None:
-                (run.path / "algorithm.pt").unlink(missing_ok=True)  # it says that a run has ended
+                # It says that a run has ended.
+                ranks.from_first(lambda: (run.path / "algorithm.pt").unlink(missing_ok=True))
             while position.frames < config.total_frames and reason is None:
-                with _explained(position, checkpoints, workers, asked, say):
+                with _explained(position, checkpoints, died, asked, tell):
                     with _timed(seconds, "collect"):
                         batch = next(batches)
-                    frames = position.frames + batch.numel()
+                    size = batch.numel() * ranks.world_size()
+                    frames = position.frames + size
                     check_batch(batch, frames)
+                    collection.share_statistics()
                     row = {"frames": frames, **batch_metrics(batch)}
                     with _timed(seconds, "update"):
-                        row |= algorithm.update(batch)
+                        row |= ranks.mean_row(algorithm.update(batch))
                     check_update(row, algorithm.state_dict(), frames)
-                    collector.update_policy_weights_()
+                    collection.update_parameters()
                     evaluating = frames >= position.next_eval or frames >= config.total_frames
                     with _timed(seconds, "evaluate"):
                         row |= evaluation_metrics(
@@ -238,28 +247,30 @@ def train(
                     position.stopping = config.early_stopping.after(row, position.stopping)
                     reason = config.early_stopping.reason(position.stopping)
                     _film(position, algorithm, eval_env, config, run)
-                row |= rates(seconds, batch.numel())
+                row |= rates(seconds, size)
                 run.log(row)
                 if on_metrics is not None:
                     on_metrics(row)
-                late = config.max_time is not None and time.monotonic() - began > config.max_time
+                over = config.max_time is not None and time.monotonic() - began > config.max_time
                 done = frames >= config.total_frames or reason is not None
-                ending = late or done or bool(asked)
-                if next_checkpoint is not None and (ending or frames >= next_checkpoint):
-                    save()
-                    next_checkpoint = _after(frames, cast(int, config.checkpoint_interval))
-                if asked:
-                    say(f"{run.path}: {asked[0].name} at frame {frames:,}; resume to go on.")
-                    raise SystemExit(128 + asked[0])
+                with _explained(position, checkpoints, died, asked, tell):
+                    late, signal_number = ranks.largest(over, asked[0] if asked else 0)
+                    ending = late or done or signal_number
+                    if next_checkpoint is not None and (ending or frames >= next_checkpoint):
+                        save()
+                        next_checkpoint = _after(frames, cast(int, config.checkpoint_interval))
+                if signal_number:
+                    name = signal.Signals(signal_number).name
+                    say(f"{run.path}: {name} at frame {frames:,}; resume to go on.")
+                    raise SystemExit(128 + signal_number)
                 if late and not done:
                     say(f"{run.path}: {config.max_time} s are over at frame {frames:,}.")
                     return row
     finally:
-        collector.shutdown(raise_on_error=False)
-        end_processes(collecting)
+        collection.close()
     if reason is not None and position.frames < config.total_frames:
         say(f"{run.path}: stopped early at frame {position.frames:,}: {reason}.")
-    torch.save(algorithm.state_dict(), run.path / "algorithm.pt")
+    ranks.from_first(lambda: torch.save(algorithm.state_dict(), run.path / "algorithm.pt"))
     return position.row
 
 
@@ -278,30 +289,32 @@ def _resume(
     position: _Position,
     checkpoints: RunCheckpoints,
     algorithm: Algorithm,
-    collector: Collector,
+    collection: Collection,
     run: RunDirectory,
     say: Callable[[str], None],
 ) -> None:
     """Go on from the newest whole checkpoint."""
-    frames, parts = checkpoints.load_newest(say)
-    algorithm.load_checkpoint_state(parts["algorithm"])
-    collector.update_policy_weights_()
+    frames, parts = ranks.from_first(lambda: checkpoints.load_newest(say))
+    check_ranks(parts["loop"].get("ranks", 1))
+    algorithm.load_checkpoint_state(part_of_rank(parts, "algorithm"))
+    collection.update_parameters()
     loop = parts["loop"]
     run.cut(loop["sizes"])
     position.frames, position.row, position.next_eval = frames, loop["row"], loop["next_eval"]
     position.next_video = loop.get("next_video", 0)  # older checkpoints lack these
     position.stopping = loop.get("stopping", {})
     say(f"{run.path}: resumed from the checkpoint at frame {frames:,}.")
-    if not load_collector_state(collector, parts["collector"]):
-        say(f"{run.path}: the environment cannot tell its state; episodes begin anew.")
-    load_random_state(parts["random"])
+    why = collection.load_state(part_of_rank(parts, "collector"))
+    if why is not None:
+        say(f"{run.path}: {why}; episodes begin anew.")
+    load_random_state(part_of_rank(parts, "random"))
 
 
 @contextmanager
 def _explained(
     position: _Position,
     checkpoints: RunCheckpoints,
-    workers: Sequence[BaseProcess],
+    died_of: Callable[[Exception], str | None],
     asked: Sequence[signal.Signals],
     say: Callable[[str], None],
 ) -> Iterator[None]:
@@ -311,7 +324,7 @@ def _explained(
     except FloatingPointError as error:
         raise FloatingPointError(f"{error} {_way_back(checkpoints)}") from error
     except Exception as error:
-        died = what_died(workers)
+        died = died_of(error)
         if died is None:
             say(f"{type(error).__name__} after frame {position.frames:,}. {_way_back(checkpoints)}")
             raise
@@ -320,6 +333,10 @@ def _explained(
             say(f"{asked[0].name}: {died}")
             raise SystemExit(128 + asked[0]) from error
         raise RuntimeError(died) from error
+
+
+def _nothing(message: str) -> None:
+    """What ranks other than the first say."""
 
 
 def _after(frames: int, interval: int) -> int:
@@ -341,7 +358,7 @@ def _film(
     run: RunDirectory,
 ) -> None:
     """Record the first evaluation episode if it is time, and leave random numbers as they are."""
-    if config.video_interval is None or position.frames < position.next_video:
+    if config.video_interval is None or position.frames < position.next_video or ranks.rank():
         return
     path = run.path / "videos" / f"{position.frames:012d}.gif"
     path.parent.mkdir(exist_ok=True)

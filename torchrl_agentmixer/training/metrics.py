@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
@@ -18,15 +20,23 @@ if TYPE_CHECKING:
 def batch_metrics(batch: TensorDictBase) -> dict[str, float | None]:
     """Mean return and win rate of the episodes that ended, and reward per step, in collection."""
     done = batch["next", "done"]
-    ended = batch["next", "episode_reward"][done]
     metrics = {
-        "return": float(ended.mean()) if ended.numel() else None,
-        "score": float(batch["next", "reward"].mean()),
+        "return": _mean(batch["next", "episode_reward"][done]),
+        "score": _mean(batch["next", "reward"]),
     }
     won = batch["next"].get("battle_won", None)
     if won is not None:
-        metrics["win_rate"] = float(won[done].float().mean()) if ended.numel() else None
+        metrics["win_rate"] = _mean(won[done])
     return metrics
+
+
+def _mean(values: torch.Tensor) -> float | None:
+    """Over all ranks, which may have different numbers of values; ``None`` of none."""
+    if ranks.world_size() == 1:
+        return float(values.float().mean()) if values.numel() else None
+    total = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel())).double()])
+    total, count = ranks.mean(total).tolist()
+    return total / count if count else None
 
 
 def evaluation_metrics(
@@ -39,7 +49,8 @@ def evaluation_metrics(
 ) -> dict[str, float | None]:
     """Scores of the policy that is executed, of the joint one and of the individual ones.
 
-    Where it is not time to evaluate, the same names, and ``None``.
+    Where it is not time to evaluate, the same names, and ``None``. Of several ranks, the first
+    evaluates for all.
     """
     names = ["return", "score", "length"]
     if "battle_won" in eval_env.observation_spec.keys():  # noqa: SIM118
@@ -60,13 +71,16 @@ def evaluation_metrics(
             deterministic=deterministic,
         )
 
-    decentralized = run_episodes(algorithm.execution_policy)
-    run.log_episodes(frames, decentralized)
-    return {
-        **decentralized.metrics("eval"),
-        **run_episodes(algorithm.policy).metrics("eval_joint"),
-        **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
-    }
+    def scores() -> dict[str, float | None]:
+        decentralized = run_episodes(algorithm.execution_policy)
+        run.log_episodes(frames, decentralized)
+        return {
+            **decentralized.metrics("eval"),
+            **run_episodes(algorithm.policy).metrics("eval_joint"),
+            **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
+        }
+
+    return ranks.from_first(scores)
 
 
 def rates(seconds: dict[str, float], frames: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torchrl_agentmixer import ranks
 from torchrl_agentmixer.training.evaluation import Evaluation
 
 _PACKAGES = (
@@ -35,7 +36,7 @@ class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
     The folder is claimed at once, by an empty ``metrics.csv``: of two runs that were sent to the
-    same folder at the same time, one is refused.
+    same folder at the same time, one is refused. Of several ranks, the first alone writes.
 
     Args:
         path (str or Path): created if missing.
@@ -59,12 +60,13 @@ class RunDirectory:
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = Path(path)
         self.resume = resume
+        self._writes = ranks.rank() == 0
         if resume and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} is no directory: expected that of a run.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
-        if not resume:
+        if self._writes and not resume:
             self._claim()
         self._columns: list[str] = []
 
@@ -199,6 +201,8 @@ class RunDirectory:
         Raises:
             ValueError: if a table is shorter than it was; it was changed by hand.
         """
+        if not self._writes:
+            return
         for name, size in sizes.items():
             path = self.path / name
             held = path.stat().st_size if path.exists() else 0
@@ -215,8 +219,9 @@ class RunDirectory:
             with self.metrics_path.open(newline="") as file:
                 self._columns = next(csv.reader(file))
 
-    @staticmethod
-    def _append(path: Path, row: list[Any]) -> None:
+    def _append(self, path: Path, row: list[Any]) -> None:
+        if not self._writes:
+            return
         with path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(
                 ["" if value is None else value for value in row]

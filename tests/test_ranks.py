@@ -1,0 +1,277 @@
+"""Several ranks train one policy: the same on all, as one process would on all their batches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from torchrl_agentmixer import ranks
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.envs import (
+    make_env,
+    normalize_observations,
+    observation_normalizer,
+    with_memory,
+)
+from torchrl_agentmixer.reporting import read_metrics
+from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_two_ranks(folder, work, *args):
+    """What ``work(*args)`` returns on each of two ranks, or the error it raises there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fork = get_context("fork")
+    started = [fork.Process(target=_rank, args=(r, folder, work, args)) for r in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+        assert process.exitcode is not None, "a rank hangs"
+    found = [folder / f"result_{r}" for r in range(2)]
+    return [torch.load(f, weights_only=False) if f.exists() else None for f in found]
+
+
+def _rank(number, folder, work, args):
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=number, world_size=2)
+    try:
+        result = work(*args)
+    except (Exception, SystemExit) as error:
+        result = error
+    torch.save(result, folder / f"result_{number}")
+    os._exit(0)
+
+
+METHODS = {
+    "mappo": ("grid/predator_prey", {}),
+    "mappo with memory": ("grid/predator_prey", {"memory_dim": 4, "sequence_length": 5}),
+    "ippo": ("grid/predator_prey", {}),
+    "happo": ("grid/predator_prey", {}),
+    "armappo": ("matrix/climbing", {}),
+    "mat": ("matrix/climbing", {}),
+    "mat_dec": ("matrix/climbing", {}),
+    "ail": ("grid/bridge_crossing", {"expert_share": 0.5}),
+    "agent_mixer": ("grid/predator_prey", {"num_minibatches": 1}),
+    "maven": ("matrix/climbing", {"num_minibatches": 1}),
+    "agent_mixer_sac": ("vmas/predator_prey", {"gradient_steps": 2, "batch_size": 8}),
+}
+BY_SAMPLING = {"maven": "policy.latent_logits", "agent_mixer_sac": None}  # what replay leaves alone
+
+
+def build(case):
+    name, options = METHODS[case]
+    torch.manual_seed(0)
+    env = make_env(name, num_envs=4, seed=0)
+    if case != "agent_mixer_sac":  # of a gradient that is noise about zero, Adam takes full steps
+        options = {"epochs": 3, "adam_eps": 1e-2, **options}
+    algorithm = make_algorithm(case.partition(" ")[0], env, 1000, options)
+    return algorithm, with_memory(env, algorithm.policy)
+
+
+def updated(case, batch):
+    """Parameters and metrics after an update on this rank's half of a batch."""
+    algorithm, _ = build(case)
+    half = batch.shape[0] // ranks.world_size()
+    torch.manual_seed(0)
+    metrics = algorithm.update(batch[half * ranks.rank() :][:half].clone())
+    return algorithm.state_dict(), ranks.mean_row(metrics), algorithm.frames
+
+
+def updates(batches):
+    return {case: updated(case, batch) for case, batch in batches.items()}
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Each method's update by one process, and by two ranks."""
+    batches = {}
+    for case in METHODS:
+        algorithm, env = build(case)
+        batches[case] = env.rollout(5, algorithm.policy, break_when_any_done=False).detach()
+    one = updates(batches)
+    return one, *on_two_ranks(tmp_path_factory.mktemp("ranks"), updates, batches)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_two_ranks_learn_what_one_process_learns_from_all(learned, case):
+    (one, metrics, frames), (first, shared, first_frames), (second, _, _) = (
+        results[case] for results in learned
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert first_frames == frames == 20
+    prefix = BY_SAMPLING.get(case, "")
+    if prefix is None:
+        return
+    start = build(case)[0].state_dict()
+    learned_keys = [key for key in one if key.startswith(prefix)]
+    assert any(not torch.equal(one[key], start[key]) for key in learned_keys)
+    for key in learned_keys:
+        torch.testing.assert_close(first[key], one[key], atol=2e-6, rtol=1e-4, msg=key)
+    for name in ("loss_objective", "grad_norm", "divergence", "loss_latent", "factor"):
+        if name in metrics and prefix == "":
+            assert shared[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-5), name
+
+
+def statistics():
+    """Two ranks with different numbers of resets, and what each knows after all."""
+    env = make_env("grid/predator_prey", num_envs=3, seed=ranks.rank())
+    env = normalize_observations(env)
+    seen = [env.reset() for _ in range(1 + ranks.rank())]
+    del seen
+    own = observation_normalizer(env).statistics.clone()
+    observation_normalizer(env).average_over_ranks()
+    return own, observation_normalizer(env).statistics
+
+
+def test_statistics_of_observations_are_those_of_all_ranks(tmp_path):
+    (first, shared), (second, also) = on_two_ranks(tmp_path, statistics)
+    assert (shared == also).all()
+    a, b = first["count", "state"], second["count", "state"]
+    assert b == 2 * a
+    for moment in ("loc", "var"):
+        joined = (first[moment, "state"] * a + second[moment, "state"] * b) / (a + b)
+        torch.testing.assert_close(shared[moment, "state"], joined)
+
+
+LOOP = {"total_frames": 160, "frames_per_batch": 40, "eval_interval": 80, "eval_steps": 3}
+
+
+def run(path, *, resume=False, hook=None, name="mappo", loop=LOOP, checkpoints=80):
+    """4 batches of 10 steps in 2 environments a rank."""
+    torch.manual_seed(0)
+    env = make_env("grid/predator_prey", num_envs=2, seed=ranks.own_seed(0))
+    eval_env = make_env("grid/predator_prey", num_envs=2, seed=0)
+    torch.manual_seed(ranks.rank())  # parameters differ until the loop begins
+    algorithm = make_algorithm(name, env, 160, {"epochs": 2, "num_minibatches": 2})
+    config = LoopConfig(**loop, checkpoint_interval=checkpoints, video_interval=None)
+    said = []
+    row = train(
+        algorithm,
+        env,
+        eval_env,
+        config,
+        RunDirectory(path, resume=resume),
+        on_metrics=hook,
+        on_message=said.append,
+    )
+    return algorithm.state_dict(), row, said
+
+
+def ask_the_second_to_end(row):
+    if row["frames"] == 80 and ranks.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_the_second(row):
+    if row["frames"] == 120 and ranks.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def table(path):
+    return {k: v for k, v in read_metrics(path).items() if not k.startswith("fps")}
+
+
+@pytest.mark.parametrize("name", ["mappo", "maven"])
+def test_a_run_of_two_ranks_and_its_continuation(tmp_path, name):
+    """One rank is asked to end, both do after the same batch, and go on to the same numbers."""
+
+    def whole():
+        return run(tmp_path / "whole", name=name)
+
+    def begun():
+        return run(tmp_path / "cut", name=name, hook=ask_the_second_to_end)
+
+    def resumed():
+        return run(tmp_path / "cut", name=name, resume=True)
+
+    first, second = on_two_ranks(tmp_path / "a", whole)
+    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0])
+    assert {**first[1], "fps": 0}.keys() == second[1].keys()
+    assert second[2] == []
+    assert table(tmp_path / "whole")["frames"] == [40, 80, 120, 160]
+    _, parts = RunCheckpoints(tmp_path / "whole" / "checkpoints").load_newest()
+    assert not torch.equal(
+        parts["collector"]["data"]["state"], parts["collector_1"]["data"]["state"]
+    )
+    ended = on_two_ranks(tmp_path / "b", begun)
+    assert [error.code for error in ended] == [143, 143]
+    assert table(tmp_path / "cut")["frames"] == [40, 80]
+    again = on_two_ranks(tmp_path / "c", resumed)
+    assert all(torch.equal(again[1][0][key], first[0][key]) for key in first[0])
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    with pytest.raises(
+        ValueError, match="as many ranks as the checkpoint was written by, 2, got 1"
+    ):
+        resumed()
+
+
+def test_a_rank_that_is_killed(tmp_path):
+    error, killed = on_two_ranks(
+        tmp_path / "a", lambda: run(tmp_path / "run", hook=kill_the_second)
+    )
+    assert killed is None
+    assert isinstance(error, OSError)  # a ConnectionError, as pickle hands it over
+    assert "rank 0 of 2: another rank of this run has ended" in str(error)
+    assert RunCheckpoints(tmp_path / "run" / "checkpoints").load_newest()[0] == 80
+
+
+def test_what_cannot_be_divided(tmp_path):
+    (error, _) = on_two_ranks(tmp_path / "a", lambda: ranks.share(5, "env.num_envs"))
+    assert (
+        "`env.num_envs` to be a multiple of the 2 ranks, among which it is divided, got 5"
+        in str(error)
+    )
+    odd = {**LOOP, "frames_per_batch": 42}
+    (error, _) = on_two_ranks(tmp_path / "b", lambda: run(tmp_path / "run", loop=odd))
+    assert "a multiple of 4 environments, got 42" in str(error)
+
+
+def fails_on_first():
+    def make():
+        raise FileNotFoundError("no checkpoint")
+
+    ranks.from_first(make)
+
+
+def test_an_error_of_the_first_is_one_of_all(tmp_path):
+    errors = on_two_ranks(tmp_path, fails_on_first)
+    assert [str(error) for error in errors] == ["no checkpoint"] * 2
+
+
+def test_torchrun(tmp_path):
+    """The script, as users start it: one run directory, written by the first rank alone."""
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    tiny = ["env.num_envs=20", "env.total_frames=80", "env.frames_per_batch=40"]
+    tiny += ["env.eval_interval=40", "algorithm.epochs=1", "num_threads=1", "plots=false"]
+    done = subprocess.run(
+        [
+            *command,
+            "examples/train.py",
+            "env=climbing",
+            "algorithm=mappo",
+            f"runs={tmp_path}",
+            *tiny,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "climbing" / "mappo").iterdir()
+    assert done.stdout.count(f"run directory: {path}") == 1
+    assert read_metrics(path)["frames"] == [40, 80]
+    _, parts = RunCheckpoints(path / "checkpoints").load_newest()
+    first, second = (parts[name]["parameters"] for name in ("algorithm", "algorithm_1"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
