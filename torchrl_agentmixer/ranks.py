@@ -223,5 +223,5 @@ def _others() -> Iterator[None]:
     except RuntimeError as error:
         raise ConnectionError(
             f"rank {rank()} of {world_size()}: another rank of this run has ended, or does not "
-            f"answer; its own error tells why ({error})"
+            "answer; its own error tells why,"
         ) from error

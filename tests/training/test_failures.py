@@ -260,3 +260,28 @@ def test_environments_of_several_cannot_tell_their_state():
     env = SerialEnv(2, SEEDED)
     env.reset()
     assert simulation_state(env) is None
+
+
+class Requeued(BaseException):
+    pass
+
+
+def test_a_job_that_is_told_of_its_time_limit(tmp_path):
+    """As submitit tells it, by a signal that it handles: not before there is a checkpoint."""
+
+    def requeue(number, frame):
+        raise Requeued(newest(tmp_path)[0])
+
+    def limit(row):
+        if row["frames"] == 80:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(Requeued) as raised:
+            go(tmp_path, four(), on_metrics=limit)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert raised.value.args == (80,)
+    go(tmp_path, four(), resume=True)
+    assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]

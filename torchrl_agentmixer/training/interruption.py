@@ -15,7 +15,11 @@ from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
 
 @contextmanager
 def asked_to_end() -> Iterator[list[signal.Signals]]:
-    """Note SIGTERM and SIGINT instead of ending at once; a second one ends at once."""
+    """Note SIGTERM and SIGINT instead of ending at once; a second one ends at once.
+
+    So is SIGUSR2 where somebody handles it, as submitit does, which submits a job again that it has
+    told so of its time limit: it is handed on at the end, when there is a checkpoint.
+    """
     asked: list[signal.Signals] = []
 
     def note(number: int, frame: Any) -> None:
@@ -25,7 +29,10 @@ def asked_to_end() -> Iterator[list[signal.Signals]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals go to the main thread
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    handed_on = getattr(signal, "SIGUSR2", None)
+    if handed_on is not None and callable(signal.getsignal(handed_on)):
+        numbers.append(handed_on)
     before = {int(number): signal.getsignal(number) for number in numbers}
     for number in before:
         signal.signal(number, note)
@@ -34,6 +41,8 @@ def asked_to_end() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if handed_on in asked:
+            signal.raise_signal(handed_on)
 
 
 def worker_processes(env: EnvBase) -> list[BaseProcess]:

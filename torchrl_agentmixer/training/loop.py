@@ -326,7 +326,8 @@ def _explained(
     except Exception as error:
         died = died_of(error)
         if died is None:
-            say(f"{type(error).__name__} after frame {position.frames:,}. {_way_back(checkpoints)}")
+            what = str(error) if isinstance(error, ConnectionError) else type(error).__name__
+            say(f"{what} after frame {position.frames:,}. {_way_back(checkpoints)}")
             raise
         died = f"{died}, after frame {position.frames:,}. {_way_back(checkpoints)}"
         if asked:  # a signal to all processes of a job reaches the workers as well
