@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,6 +266,37 @@ def test_a_write_that_dies_costs_no_earlier_checkpoint(tmp_path, monkeypatch):
     frames, parts = checkpoints.load_newest()
     assert frames == 1
     assert parts["a"]["x"].equal(torch.zeros(3))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only who may mount a file system can fill one")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(small_disk, tmp_path):
+    filler = small_disk / "filler"
+
+    def fill_up(row):
+        if row["frames"] == 120:  # before the checkpoint of that batch
+            free = shutil.disk_usage(small_disk).free
+            filler.write_bytes(bytes(free - free % 4096))
+
+    with pytest.raises(OSError, match=r"frame 120 .*, where 0 bytes .*2 earlier ones are left"):
+        run(small_disk / "run", on_metrics=fill_up)
+    checkpoints = small_disk / "run" / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 2
+    filler.unlink()
+    _, messages = run(small_disk / "run", resume=True)
+    assert messages == [f"{small_disk / 'run'}: resumed from the checkpoint at frame 80."]
+    run(tmp_path / "whole")
+    assert_equal_runs(tmp_path / "whole", small_disk / "run")
 
 
 def test_the_newest_few_stay(tmp_path):

@@ -69,8 +69,10 @@ class RunCheckpoints:
             checkpoint = _archive({name: _Part(state) for name, state in parts.items()})
             return self._rotation.save(checkpoint, step=frames, metadata={"format": FORMAT})
         except (OSError, RuntimeError) as error:
+            there = next(path for path in (self.path, *self.path.parents) if path.exists())
             raise OSError(
-                f"cannot write a checkpoint at frame {frames} to {self.path}: {error}. "
+                f"cannot write a checkpoint at frame {frames} to {self.path}, where "
+                f"{shutil.disk_usage(there).free:,} bytes are free: {error}. "
                 f"{len(self)} earlier ones are left as they were; make room, and resume."
             ) from error
         finally:
