@@ -24,9 +24,9 @@ from torchrl.objectives import ClipPPOLoss, ValueEstimators
 def main(actions: str, frames: int, seed: int) -> float:
     torch.manual_seed(seed)
     continuous = actions == "continuous"
-    options = {"scenario": "balance", "n_agents": 3, "continuous_actions": continuous}
-    env = VmasEnv(num_envs=60, max_steps=100, seed=seed, **options)
-    env_test = VmasEnv(num_envs=100, max_steps=100, seed=seed + 1, **options)
+    options = {"scenario": "navigation", "max_steps": 100, "n_agents": 3, "collisions": False}
+    env = VmasEnv(num_envs=60, continuous_actions=continuous, seed=seed, **options)
+    env_test = VmasEnv(num_envs=100, continuous_actions=continuous, seed=seed + 1, **options)
     observation = env.observation_spec["agents", "observation"].shape[-1]
     action = env.full_action_spec_unbatched[env.action_key]
     size = 2 * action.shape[-1] if continuous else action.space.n
@@ -81,6 +81,6 @@ def main(actions: str, frames: int, seed: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actions", choices=["continuous", "discrete"], default="continuous")
-    parser.add_argument("--frames", type=int, default=120_000)
+    parser.add_argument("--frames", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     main(**vars(parser.parse_args()))

@@ -26,9 +26,9 @@ from torchrl_agentmixer.envs import VmasTeamEnv as VmasEnv
 def main(actions: str, frames: int, seed: int) -> float:
     torch.manual_seed(seed)
     continuous = actions == "continuous"
-    options = {"scenario": "balance", "n_agents": 3, "continuous_actions": continuous}
-    env = VmasEnv(num_envs=60, max_steps=100, seed=seed, **options)
-    env_test = VmasEnv(num_envs=100, max_steps=100, seed=seed + 1, **options)
+    options = {"scenario": "navigation", "max_steps": 100, "n_agents": 3, "collisions": False}
+    env = VmasEnv(num_envs=60, continuous_actions=continuous, seed=seed, **options)
+    env_test = VmasEnv(num_envs=100, continuous_actions=continuous, seed=seed + 1, **options)
     observation = env.observation_spec["agents", "observation"].shape[-1]
     action = env.full_action_spec_unbatched[env.action_key]
     size = 2 * action.shape[-1] if continuous else action.space.n
@@ -45,7 +45,7 @@ def main(actions: str, frames: int, seed: int) -> float:
         distribution_class=TanhNormal if continuous else Categorical,
         return_log_prob=True,
     )
-    policy = AgentMixerPolicy.from_actor(policy, env, distribution="tanh_normal", consistency=1.0)
+    policy = AgentMixerPolicy.from_actor(policy, env, consistency=1.0)
     module = MLP(env.observation_spec["state"].shape[-1], 1, **layers)
     critic = ValueOperator(module, in_keys=["state"])
 
@@ -80,6 +80,6 @@ def main(actions: str, frames: int, seed: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actions", choices=["continuous", "discrete"], default="continuous")
-    parser.add_argument("--frames", type=int, default=120_000)
+    parser.add_argument("--frames", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     main(**vars(parser.parse_args()))

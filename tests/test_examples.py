@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = (
     "asymmetric_learning_failure.py",
     "compose_by_hand.py",
+    "correlate_frozen_actors.py",
     "drop_in.py",
     "evaluate_decentralized.py",
     "export_actors.py",
@@ -97,6 +98,16 @@ def test_ppo_trainer_trains_what_is_deployed(tmp_path):
     )
     before, after = re.search(r"modes: (\S+) before, (\S+) after", output).groups()
     assert float(before) != float(after)
+
+
+def test_correlation_leaves_the_frozen_actors_as_they_are():
+    main = runpy.run_path(str(ROOT / "examples/correlate_frozen_actors.py"))["main"]
+    policy, frozen, scores = main(seed=0, frames=5_000)
+    (actors,) = policy.actors
+    for before, after in zip(frozen.values(), actors.state_dict().values(), strict=True):
+        assert before.equal(after)
+    assert all(p.grad is not None and p.grad.any() for p in policy.modifier.heads.parameters())
+    assert scores.keys() == {f"{a}, {b}" for a in ("frozen", "joint") for b in ("sampled", "modes")}
 
 
 @pytest.mark.parametrize(
