@@ -35,7 +35,7 @@ from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, trai
 
 SIDES = ("torchrl_agentmixer", "BenchMARL")
 LR, GAMMA, LAMBDA, CLIP, ENTROPY, EPOCHS, MINIBATCHES, WIDTH = 5e-4, 0.99, 0.9, 0.2, 0.0, 10, 10, 64
-ADAM_EPS, GRAD_NORM, STEPS, EPISODES = 1e-5, 10.0, 100, 100
+ADAM_EPS, GRAD_NORM, STEPS = 1e-5, 10.0, 100
 
 
 @dataclass
@@ -86,9 +86,9 @@ def environment(task, num_envs: int, seed: int):
     )
 
 
-def ours(task, seed: int, frames: int, batch: int, interval: int, folder: Path) -> Course:
+def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
     torch.manual_seed(seed)
-    env = environment(task, batch // STEPS, seed)
+    env = environment(task, sizes.batch // STEPS, seed)
     config = PPOConfig(
         lr=LR,
         gamma=GAMMA,
@@ -102,15 +102,18 @@ def ours(task, seed: int, frames: int, batch: int, interval: int, folder: Path) 
         actor_hidden=(WIDTH, WIDTH),
         critic_hidden=(WIDTH, WIDTH),
     )
-    algorithm = MAPPO(env, frames, config)
-    test = environment(task, EPISODES, seed)
+    algorithm = MAPPO(env, sizes.frames, config)
+    test = environment(task, sizes.episodes, seed)
     course = Course(
         lambda: evaluation(algorithm.execution_policy, test),
-        interval,
+        sizes.interval,
     )
     # The loop's own evaluations take time: as few and as short as they can be.
     loop = LoopConfig(
-        total_frames=frames, frames_per_batch=batch, eval_interval=frames, eval_steps=1
+        total_frames=sizes.frames,
+        frames_per_batch=sizes.batch,
+        eval_interval=sizes.frames,
+        eval_steps=1,
     )
     train(
         algorithm,
@@ -124,17 +127,17 @@ def ours(task, seed: int, frames: int, batch: int, interval: int, folder: Path) 
     return course
 
 
-def benchmarls(task, seed: int, frames: int, batch: int, interval: int, folder: Path) -> Course:
+def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
     config = ExperimentConfig.get_from_yaml()
     config.prefer_continuous_actions = False
     config.share_policy_params = False
-    config.max_n_frames = frames
+    config.max_n_frames = sizes.frames
     config.lr, config.gamma, config.adam_eps = LR, GAMMA, ADAM_EPS
     config.clip_grad_val = GRAD_NORM
-    config.on_policy_collected_frames_per_batch = batch
-    config.on_policy_n_envs_per_worker = batch // STEPS
+    config.on_policy_collected_frames_per_batch = sizes.batch
+    config.on_policy_n_envs_per_worker = sizes.batch // STEPS
     config.on_policy_n_minibatch_iters = EPOCHS
-    config.on_policy_minibatch_size = batch // MINIBATCHES
+    config.on_policy_minibatch_size = sizes.batch // MINIBATCHES
     config.evaluation, config.render = False, False
     config.loggers, config.create_json = [], False
     config.save_folder = str(folder)
@@ -150,8 +153,8 @@ def benchmarls(task, seed: int, frames: int, batch: int, interval: int, folder: 
         config=config,
         callbacks=[watch],
     )
-    test = environment(task, EPISODES, seed)
-    watch.course = Course(lambda: evaluation(experiment.policy, test), interval)
+    test = environment(task, sizes.episodes, seed)
+    watch.course = Course(lambda: evaluation(experiment.policy, test), sizes.interval)
     watch.course.start()
     experiment.run()
     return watch.course
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=144_000)
     parser.add_argument("--batch", type=int, default=6_000)
     parser.add_argument("--interval", type=int, default=12_000, help="frames between evaluations")
+    parser.add_argument("--episodes", type=int, default=100, help="of an evaluation")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     task = VmasTask[arguments.task.upper()].get_from_yaml()
@@ -202,15 +206,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for side, run in zip(SIDES, (ours, benchmarls), strict=True):
             with tempfile.TemporaryDirectory() as folder:
-                course = run(
-                    task,
-                    seed,
-                    arguments.frames,
-                    arguments.batch,
-                    arguments.interval,
-                    Path(folder),
-                )
-            courses[side, seed] = course
+                course = courses[side, seed] = run(task, seed, arguments, Path(folder))
             curve = " ".join(f"{value:.1f}" for value in course.curve.values())
             print(f"{side} seed {seed}: {arguments.frames / course.seconds:.0f} /s: {curve}")
     print("\n| | return at the end, each seed | mean | frames per CPU second |")
