@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint types unit soak docs clean
+.PHONY: train test lint types unit soak docs linkcheck clean
 
 train: $(STAMP)
 	$(BIN)/python -W ignore examples/train.py
@@ -28,6 +28,10 @@ soak: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/html
 	@echo build/html/index.html
+
+# Links to other sites: not a test, for it needs a network, and the sites.
+linkcheck: $(STAMP)
+	$(BIN)/sphinx-build -q -b linkcheck docs build/linkcheck
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, got {sys.version}"'

@@ -28,6 +28,7 @@ import numpy as np
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.multiprocessing import get_context
 
 from torchrl_agentmixer.reporting import read_metrics
@@ -189,7 +190,8 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{environment}: evaluations and diagnostics over frames")
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a third of the size
 
 
 def report(jobs: list[Job], out: Path, target: Path) -> None:

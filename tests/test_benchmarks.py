@@ -53,6 +53,17 @@ def test_mamujoco():
     assert "half_cheetah_6x1" in run("benchmarks/mamujoco.py", *sizes)
 
 
+def test_beside_benchmarl(tmp_path):
+    sizes = ("--frames", 100, "--batch", 100, "--interval", 100, "--episodes", 1, "--seeds", 1)
+    output = run("benchmarks/beside_benchmarl.py", *sizes, "--out", tmp_path)
+    assert "| BenchMARL |" in output
+    with (tmp_path / "returns.csv").open() as file:
+        rows = [(row["side"], row["seed"], row["frames"]) for row in csv.DictReader(file)]
+    sides = ("torchrl_agentmixer", "BenchMARL")
+    assert rows == [(side, "1", frames) for side in sides for frames in ("0", "100")]
+    assert (tmp_path / "returns.png").stat().st_size > 5_000
+
+
 def test_tabular_games():
     output = run("benchmarks/tabular_games.py", "--seeds", 3, "--components", 16, "--strengths", 4)
     assert "| 16 | 4 |" in output

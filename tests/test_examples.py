@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +18,11 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = (
     "asymmetric_learning_failure.py",
     "compose_by_hand.py",
+    "correlate_frozen_actors.py",
     "drop_in.py",
     "evaluate_decentralized.py",
     "export_actors.py",
+    "ppo_trainer.py",
     "run_exported_team.py",
 )
 
@@ -79,6 +85,52 @@ def test_asymmetric_learning_failure(tmp_path):
 def test_drop_in(actions):
     output = run("examples/drop_in.py", "--actions", actions, "--frames", 3200)
     assert "team reward per step" in output
+
+
+def test_ppo_trainer_trains_what_is_deployed(tmp_path):
+    output = run(
+        "examples/ppo_trainer.py",
+        "frames=120",
+        "collector.frames_per_batch=60",
+        "replay_buffer.batch_size=30",
+        "env.num_envs=10",
+        f"hydra.run.dir={tmp_path}",
+    )
+    before, after = re.search(r"modes: (\S+) before, (\S+) after", output).groups()
+    assert float(before) != float(after)
+
+
+def test_correlation_leaves_the_frozen_actors_as_they_are():
+    main = runpy.run_path(str(ROOT / "examples/correlate_frozen_actors.py"))["main"]
+    policy, frozen, scores = main(seed=0, frames=5_000)
+    (actors,) = policy.actors
+    for before, after in zip(frozen.values(), actors.state_dict().values(), strict=True):
+        assert before.equal(after)
+    assert all(p.grad is not None and p.grad.any() for p in policy.modifier.heads.parameters())
+    assert scores.keys() == {f"{a}, {b}" for a in ("frozen", "joint") for b in ("sampled", "modes")}
+
+
+@pytest.mark.parametrize(
+    ("script", "actions"),
+    [
+        ("plain_mappo", "continuous"),
+        ("plain_mappo_agentmixer", "continuous"),
+        ("plain_mappo_agentmixer", "discrete"),
+    ],
+)
+def test_existing_script(script, actions):
+    main = runpy.run_path(str(ROOT / f"examples/{script}.py"))["main"]
+    assert math.isfinite(main(actions, frames=6_000, seed=0))
+
+
+def test_existing_script_changes_by_as_many_lines_as_its_page_says():
+    """Docstrings aside."""
+    code = [
+        (ROOT / f"examples/{name}.py").read_text().partition("from __future__")[2].splitlines()
+        for name in ("plain_mappo", "plain_mappo_agentmixer")
+    ]
+    marks = [line[0] for line in difflib.ndiff(*code) if line.strip("+- ")]
+    assert (marks.count("+"), marks.count("-")) == (7, 9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,233 @@
+"""MAPPO in this package's loop and in BenchMARL's, with one configuration: speed and returns.
+
+Both collect and learn from the same numbers of environments, frames, epochs and minibatches, with
+layers of the same kind and size, and both are evaluated on the same episodes, off the clock. Seeds
+alternate between the two. The clock counts CPU seconds, which other programs hardly change.
+
+.. code-block:: console
+
+    OMP_NUM_THREADS=1 python benchmarks/beside_benchmarl.py --out docs/results/beside_benchmarl
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import nn
+
+import torchrl_agentmixer.benchmarl  # noqa: F401  # isort: skip (before BenchMARL)
+from benchmarl.algorithms import MappoConfig
+from benchmarl.environments import VmasTask
+from benchmarl.experiment import Callback, Experiment, ExperimentConfig
+from benchmarl.models import MlpConfig
+
+from torchrl_agentmixer.algorithms import MAPPO, PPOConfig
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
+
+SIDES = ("torchrl_agentmixer", "BenchMARL")
+LR, GAMMA, LAMBDA, CLIP, ENTROPY, EPOCHS, MINIBATCHES, WIDTH = 5e-4, 0.99, 0.9, 0.2, 0.0, 10, 10, 64
+ADAM_EPS, GRAD_NORM, STEPS = 1e-5, 10.0, 100
+
+
+@dataclass
+class Course:
+    """CPU seconds of collection and updates, and a return each few frames, off the clock."""
+
+    score: Callable[[], float]
+    interval: int
+    seconds: float = 0.0
+    curve: dict[int, float] = field(default_factory=dict)
+    since: float = 0.0
+
+    def start(self) -> None:
+        self.curve[0] = self.score()
+        self.since = time.process_time()
+
+    def reached(self, frames: int) -> None:
+        self.seconds += time.process_time() - self.since
+        if frames % self.interval == 0:
+            self.curve[frames] = self.score()
+        self.since = time.process_time()
+
+
+class ReLUNorm(nn.Sequential):
+    """What follows a hidden layer here: ReLU, then LayerNorm; TorchRL's MLP has them reversed."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU(), nn.LayerNorm(WIDTH))
+
+
+class Watch(Callback):
+    """Tells a course where a BenchMARL experiment is."""
+
+    course: Course
+
+    def on_train_end(self, training_td, group) -> None:
+        self.course.reached(self.experiment.total_frames)
+
+
+def environment(task, num_envs: int, seed: int):
+    config = dict(task.config)
+    return make_env(
+        f"vmas/{task.name.lower()}",
+        num_envs=num_envs,
+        seed=seed,
+        continuous_actions=False,
+        **config,
+    )
+
+
+def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
+    torch.manual_seed(seed)
+    env = environment(task, sizes.batch // STEPS, seed)
+    config = PPOConfig(
+        lr=LR,
+        gamma=GAMMA,
+        gae_lambda=LAMBDA,
+        clip_epsilon=CLIP,
+        entropy_coeff=ENTROPY,
+        epochs=EPOCHS,
+        num_minibatches=MINIBATCHES,
+        adam_eps=ADAM_EPS,
+        max_grad_norm=GRAD_NORM,
+        actor_hidden=(WIDTH, WIDTH),
+        critic_hidden=(WIDTH, WIDTH),
+    )
+    algorithm = MAPPO(env, sizes.frames, config)
+    test = environment(task, sizes.episodes, seed)
+    course = Course(
+        lambda: evaluation(algorithm.execution_policy, test),
+        sizes.interval,
+    )
+    # The loop's own evaluations take time: as few and as short as they can be.
+    loop = LoopConfig(
+        total_frames=sizes.frames,
+        frames_per_batch=sizes.batch,
+        eval_interval=sizes.frames,
+        eval_steps=1,
+    )
+    train(
+        algorithm,
+        env,
+        environment(task, 1, seed),
+        loop,
+        RunDirectory(folder),
+        on_start=lambda _: course.start(),
+        on_metrics=lambda row: course.reached(row["frames"]),
+    )
+    return course
+
+
+def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
+    config = ExperimentConfig.get_from_yaml()
+    config.prefer_continuous_actions = False
+    config.share_policy_params = False
+    config.max_n_frames = sizes.frames
+    config.lr, config.gamma, config.adam_eps = LR, GAMMA, ADAM_EPS
+    config.clip_grad_val = GRAD_NORM
+    config.on_policy_collected_frames_per_batch = sizes.batch
+    config.on_policy_n_envs_per_worker = sizes.batch // STEPS
+    config.on_policy_n_minibatch_iters = EPOCHS
+    config.on_policy_minibatch_size = sizes.batch // MINIBATCHES
+    config.evaluation, config.render = False, False
+    config.loggers, config.create_json = [], False
+    config.save_folder = str(folder)
+    algorithm = MappoConfig.get_from_yaml()
+    algorithm.lmbda, algorithm.clip_epsilon, algorithm.entropy_coef = LAMBDA, CLIP, ENTROPY
+    layers = MlpConfig(num_cells=[WIDTH, WIDTH], activation_class=ReLUNorm, layer_class=nn.Linear)
+    watch = Watch()
+    experiment = Experiment(
+        task=task,
+        algorithm_config=algorithm,
+        model_config=layers,
+        seed=seed,
+        config=config,
+        callbacks=[watch],
+    )
+    test = environment(task, sizes.episodes, seed)
+    watch.course = Course(lambda: evaluation(experiment.policy, test), sizes.interval)
+    watch.course.start()
+    experiment.run()
+    return watch.course
+
+
+def evaluation(policy, env) -> float:
+    """Mean return of the deterministic policy, over the same episodes every time."""
+    return float(evaluate(policy, env, max_steps=STEPS, seed=1_000_003).returns.mean())
+
+
+def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "returns.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["side", "seed", "frames", "return", "frames_per_cpu_second"])
+        for (side, seed), course in courses.items():
+            speed = max(course.curve) / course.seconds
+            for frames, value in course.curve.items():
+                writer.writerow([side, seed, frames, f"{value:.3f}", f"{speed:.0f}"])
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for number, side in enumerate(SIDES):
+        of_side = [course.curve for (name, _), course in courses.items() if name == side]
+        color, x = f"C{number}", list(of_side[0])
+        for curve in of_side:
+            axes.plot(x, list(curve.values()), color=color, alpha=0.4, linewidth=1)
+        axes.plot(x, [mean(c[f] for c in of_side) for f in x], color=color, label=side)
+    axes.set(xlabel="frames", ylabel="return of the deterministic policy", title=title)
+    axes.legend()
+    figure.savefig(out / "returns.png", dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="balance")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--frames", type=int, default=144_000)
+    parser.add_argument("--batch", type=int, default=6_000)
+    parser.add_argument("--interval", type=int, default=12_000, help="frames between evaluations")
+    parser.add_argument("--episodes", type=int, default=100, help="of an evaluation")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    task = VmasTask[arguments.task.upper()].get_from_yaml()
+    courses: dict[tuple[str, int], Course] = {}
+    for seed in arguments.seeds:
+        for side, run in zip(SIDES, (ours, benchmarls), strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                course = courses[side, seed] = run(task, seed, arguments, Path(folder))
+            curve = " ".join(f"{value:.1f}" for value in course.curve.values())
+            print(f"{side} seed {seed}: {arguments.frames / course.seconds:.0f} /s: {curve}")
+    print("\n| | return at the end, each seed | mean | frames per CPU second |")
+    print("| --- | --- | --- | --- |")
+    for side in SIDES:
+        of_side = [courses[side, seed] for seed in arguments.seeds]
+        last = [course.curve[max(course.curve)] for course in of_side]
+        speed = median(arguments.frames / course.seconds for course in of_side)
+        each = ", ".join(f"{value:.1f}" for value in last)
+        print(f"| {side} | {each} | {mean(last):.1f} | {speed:,.0f} |")
+    ratios = [
+        courses[SIDES[1], seed].seconds / courses[SIDES[0], seed].seconds
+        for seed in arguments.seeds
+    ]
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(
+        f"\nspeed of {SIDES[0]} over {SIDES[1]}'s, each seed: {each}; median {median(ratios):.2f}"
+    )
+    if arguments.out is not None:
+        save(courses, f"MAPPO on vmas/{arguments.task}", arguments.out)
+
+
+if __name__ == "__main__":
+    main()
