@@ -31,7 +31,7 @@ def heat_map(axes, probs: torch.Tensor, labels: torch.Tensor | None = None) -> N
         axes.text(column, row, f"{labels[row, column]:g}", ha="center", va="center", color=color)
 
 
-def episode(path: Path, frames: int, steps: int = 7) -> None:
+def episode(path: Path, frames: int, steps: int = 6) -> None:
     """The scene, the frozen individual policies, and what the Modifier makes of them."""
     policy, _, _ = correlate(seed=0, frames=frames)
     env = make_env("grid/predator_prey", penalty=0.0, seed=4)
@@ -51,8 +51,10 @@ def episode(path: Path, frames: int, steps: int = 7) -> None:
         data = step_mdp(env.step(data))
         if data["done"].any():
             break
-    panels[1, 0].set_ylabel("individual")
-    panels[2, 0].set_ylabel("joint")
+    for unused in panels[:, step + 1 :].flat:
+        unused.set_axis_off()
+    for axes, name in zip(panels[1:, 0], ("individual", "joint"), strict=True):
+        axes.set_ylabel(f"{name}\nagent")
     save(figure, path)
 
 
