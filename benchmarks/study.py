@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -172,7 +173,9 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3, sharex=True)
     for axes, column in zip(panels.flat, CURVES, strict=True):
-        for color, (name, seeds) in enumerate(histories(rows, environment).items()):
+        for number, (name, seeds) in enumerate(histories(rows, environment).items()):
+            # Ten dark colors, then their light ones.
+            color = colormaps["tab20"](2 * number % 20 + number // 10 % 2)
             curves = [
                 [(row["frames"], row[column]) for row in history if row[column] is not None]
                 for history in seeds
@@ -181,17 +184,20 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
             if not curves:
                 continue
             for curve in curves:
-                axes.plot(*zip(*curve, strict=True), color=f"C{color}", linewidth=0.5, alpha=0.35)
+                axes.plot(*zip(*curve, strict=True), color=color, linewidth=0.5, alpha=0.35)
             common = min(map(len, curves))
             mean = np.mean([curve[:common] for curve in curves], axis=0)
             label = f"{name} ({len(curves)})"
-            axes.plot(mean[:, 0], mean[:, 1], color=f"C{color}", linewidth=2, label=label)
+            axes.plot(mean[:, 0], mean[:, 1], color=color, linewidth=2, label=label)
         axes.set_title(COLUMNS[column], fontsize=10)
         axes.grid(alpha=0.3)
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.suptitle(f"{environment}: evaluations and diagnostics over frames")
     figure.savefig(path, dpi=80)
-    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a third of the size
+    # With a palette, a third of the size; this method keeps the colors of thin lines.
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def report(jobs: list[Job], out: Path, target: Path) -> None:

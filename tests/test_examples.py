@@ -110,6 +110,12 @@ def test_correlation_leaves_the_frozen_actors_as_they_are():
     assert scores.keys() == {f"{a}, {b}" for a in ("frozen", "joint") for b in ("sampled", "modes")}
 
 
+def test_pictures(tmp_path):
+    run("examples/pictures.py", "--frames", 2_500, "--out", tmp_path)
+    for name in ("climbing_policies.png", "modifier_along_an_episode.png"):
+        assert 5_000 < (tmp_path / name).stat().st_size < 150_000
+
+
 @pytest.mark.parametrize(
     ("script", "actions"),
     [
