@@ -45,7 +45,10 @@ def main(actions: str, frames: int, seed: int) -> float:
         distribution_class=TanhNormal if continuous else Categorical,
         return_log_prob=True,
     )
-    policy = AgentMixerPolicy.from_actor(policy, env, consistency=1.0)
+    scale = {"scale_bound": 2.0, "scale_gain": 1.0}  # joint scales of about 1, as the actor's own
+    policy = AgentMixerPolicy.from_actor(
+        policy, env, modifier_kwargs=scale, distribution="tanh_normal", consistency=1.0
+    )
     module = MLP(env.observation_spec["state"].shape[-1], 1, **layers)
     critic = ValueOperator(module, in_keys=["state"])
 
