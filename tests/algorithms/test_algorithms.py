@@ -10,7 +10,7 @@ from torchrl.envs import TransformedEnv
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_agentmixer import algorithms
-from torchrl_agentmixer.algorithms import available_algorithms
+from torchrl_agentmixer.algorithms import available_algorithms, default_options
 from torchrl_agentmixer.envs import (
     CorrelationSeed,
     MatrixGameEnv,
@@ -538,3 +538,22 @@ def test_metrics_tell_the_coefficients_that_there_are():
     metrics = algorithm.update(collect(env, algorithm.policy))
     assert "strength" not in metrics
     assert "kl_to_joint" in metrics
+
+
+@pytest.mark.parametrize("env", ["matrix/climbing", "vmas/predator_prey"])
+@pytest.mark.parametrize("name", available_algorithms())
+def test_a_continuation_has_the_learning_rates_of_its_own_config(name, env):
+    def build(**rates):
+        return make_algorithm(name, make_env(env, num_envs=2), 10_000, rates)
+
+    def rates(algorithm):
+        optimizers = (getattr(algorithm, f"{part}optimizer", None) for part in ("", "latent_"))
+        return {group["lr"] for one in optimizers if one for group in one.param_groups}
+
+    lower = dict.fromkeys(("lr", "lr_modifier", "lr_latent", "critic_lr"), 1e-07)
+    known = {key: rate for key, rate in lower.items() if key in default_options(name)}
+    algorithm = build(**known)
+    expected = rates(algorithm)
+    algorithm.load_checkpoint_state(build().checkpoint_state())
+    assert rates(algorithm) == expected
+    assert expected != rates(build())

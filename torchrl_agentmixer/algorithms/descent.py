@@ -1,8 +1,9 @@
-"""The one place where a method takes a gradient step."""
+"""The one place where a method takes a gradient step, and where its optimizer goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,3 +42,27 @@ def descend(
     norm = nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
     optimizer.step()
     return norm
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Have an optimizer go on from a saved state, with the learning rates that it has now.
+
+    Args:
+        optimizer (torch.optim.Optimizer): built by the configuration that goes on.
+        state (mapping): ``state_dict()`` of one with the same parameters.
+
+    Raises:
+        ValueError: for the state of an optimizer with other groups of parameters.
+
+    Examples:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> before = torch.optim.SGD([weight], lr=1.0, momentum=0.5)
+        >>> after = torch.optim.SGD([weight], lr=0.1)
+        >>> load_optimizer(after, before.state_dict())
+        >>> after.param_groups[0]["lr"], after.param_groups[0]["momentum"]
+        (0.1, 0.5)
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -21,7 +21,7 @@ from torchrl.modules import QMixer, QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
 from torchrl_agentmixer import ranks
-from torchrl_agentmixer.algorithms.descent import descend
+from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
@@ -455,15 +455,15 @@ class MAVEN(nn.Module):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Go on from there, with the learning rates of this configuration.
 
         Raises:
             ValueError: for the state of another method, environment or network size.
         """
         try:
             self.load_state_dict(state["parameters"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.latent_optimizer.load_state_dict(state["latent_optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            load_optimizer(self.latent_optimizer, state["latent_optimizer"])
             self.replay.load_state_dict(state["replay"])
             episodes = _to(state["episodes"], self._device)
         except (KeyError, RuntimeError, ValueError) as error:

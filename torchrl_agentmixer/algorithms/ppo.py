@@ -17,7 +17,7 @@ from torchrl.objectives.value import GAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
 from torchrl_agentmixer import ranks
-from torchrl_agentmixer.algorithms.descent import descend
+from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 
 ClipEpsilon = float | tuple[float, float | Schedule | Mapping[str, Any]]
@@ -269,17 +269,14 @@ class PPOAlgorithm(nn.Module):
         Raises:
             ValueError: for the state of another method, environment or network size.
         """
-        rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self.load_state_dict(state["parameters"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{type(self).__name__}: expected the state of the same method with the same "
                 f"sizes: {error}"
             ) from error
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
         self.frames = state["frames"]
         self.on_progress(self.progress)
 

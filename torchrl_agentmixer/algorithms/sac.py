@@ -15,7 +15,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from torchrl_agentmixer import ranks
-from torchrl_agentmixer.algorithms.descent import descend
+from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
@@ -223,14 +223,14 @@ class AgentMixerSAC(nn.Module):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
+        """Go on from there, with the learning rates of this configuration.
 
         Raises:
             ValueError: for the state of another method, environment or network size.
         """
         try:
             self.load_state_dict(state["parameters"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.replay.load_state_dict(state["replay"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
