@@ -17,7 +17,7 @@ from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
 
 
-def main(run: Path, out: Path, overwrite: bool = False) -> Path:
+def main(run: Path, out: Path, overwrite: bool = False, one_file: bool = False) -> Path:
     config = json.loads((run / "config.json").read_text())
     options = dict(config["algorithm"])
     env = make_env(config["env"]["name"], **config["env"]["kwargs"])
@@ -32,6 +32,7 @@ def main(run: Path, out: Path, overwrite: bool = False) -> Path:
         out,
         normalization=None if normalizer is None else normalizer.loc_and_scale(),
         metadata={name: config[name] for name in ("env", "algorithm", "seed")},
+        one_file=one_file,
         overwrite=overwrite,
     )
 
@@ -41,8 +42,9 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--one-file", action="store_true", help="all agents in one file")
     arguments = parser.parse_args()
-    card = main(arguments.run, arguments.out, arguments.overwrite)
+    card = main(arguments.run, arguments.out, arguments.overwrite, arguments.one_file)
     for agent in json.loads(card.read_text())["agents"]:
         print(agent["name"], {file["name"]: file["bytes"] for file in agent["files"].values()})
     print(card)

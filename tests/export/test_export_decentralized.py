@@ -164,6 +164,48 @@ def test_the_card_says_what_the_files_do(exported):
     assert walker["action"]["high"] == HIGH[0].tolist()
 
 
+@pytest.mark.parametrize("batch", [1, 500])
+@pytest.mark.parametrize("runtime", [by_torch, by_onnx])
+def test_one_file_answers_as_the_files_of_the_agents_do(exported, runtime, batch, tmp_path):
+    groups, policy, folder = exported
+    card = export_decentralized(policy, tmp_path / "team", one_file=True)
+    assert {file.name for file in card.parent.iterdir()} == {"team.onnx", "team.pt2", "card.json"}
+    data = random_team(groups, policy, batch)
+    team = agents_of(card.parent)
+
+    def inputs_of(agent):
+        return {k: data[tuple(x["key"])][:, agent["index"]] for k, x in agent["inputs"].items()}
+
+    joined = {k: x for agent in team for k, x in inputs_of(agent).items()}
+    outputs = {k: x for agent in team for k, x in agent["outputs"].items()}
+    got = runtime(card.parent, {"files": team[0]["files"], "outputs": outputs})(joined)
+    assert set(got) == set(outputs)
+    for alone, together in zip(agents_of(folder), team, strict=True):
+        assert [x["name"] for x in together["files"].values()] == ["team.onnx", "team.pt2"]
+        expected = runtime(folder, alone)(inputs_of(alone))
+        assert len(together["outputs"]) == len(expected)
+        for leaf, value in expected.items():
+            torch.testing.assert_close(got[f"{alone['name']}_{leaf}"], value, atol=1e-5, rtol=1e-5)
+        for part in ("key", "shape", "dtype"):
+            assert [x[part] for x in together["inputs"].values()] == [
+                x[part] for x in alone["inputs"].values()
+            ]
+        if alone["memory"]:
+            assert together["memory"]["input"] == f"{alone['name']}_memory"
+            assert together["memory"]["output"] == f"{alone['name']}_next_memory"
+
+
+def test_names_of_one_file_are_the_agents_own(tmp_path):
+    """One group is named as another's agent is, and one has more than ten agents."""
+    groups = [AgentGroup(n, k, 4, 3, discrete=True) for n, k in [("a", 11), ("a_0", 1)]]
+    policy = mode_policy(groups, [actor_module(group) for group in groups])
+    card = export_decentralized(policy, tmp_path / "team", formats=["torch"], one_file=True)
+    for agent in agents_of(card.parent):
+        assert list(agent["inputs"]) == [f"{agent['name']}_observation"]
+        assert [x["key"] for x in agent["inputs"].values()] == [[agent["group"], "observation"]]
+        assert list(agent["outputs"]) == [f"{agent['name']}_{x}" for x in ("action", "logits")]
+
+
 def test_agents_with_equal_parameters_and_without(tmp_path, randomized):
     """The first agent's weights are all alike; the second's are not."""
     group = AgentGroup("agents", 2, 4, 4, discrete=True)
@@ -427,7 +469,9 @@ def test_files_that_answer_otherwise_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "_run_onnx", other)
     policy = mode_policy([TALKERS], [actor_module(TALKERS)])
-    with pytest.raises(ValueError, match=r"talkers_0\.onnx to write the policy's 'logits'"):
+    with pytest.raises(
+        ValueError, match=r"talkers_0\.onnx to write talkers_0's 'logits' as the policy does"
+    ):
         export_decentralized(policy, tmp_path / "team")
     assert list(tmp_path.iterdir()) == []
 

@@ -129,6 +129,51 @@ class AgentActor(nn.Module):
         return {"action": loc}
 
 
+class TeamActor(nn.Module):
+    """All agents in one module; each still reads its own inputs alone.
+
+    ``forward`` takes every agent's inputs and returns every agent's outputs, under names that
+    begin with the agent's: ``agents_0_observation``, ``agents_0_action``.
+
+    Args:
+        actors (sequence of AgentActor): the agents.
+
+    Examples:
+        >>> from torchrl_agentmixer import AgentMixerPolicy
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> policy = AgentMixerPolicy.from_env(make_env("matrix/climbing")).decentralized()
+        >>> team = TeamActor(agent_actors(policy))
+        >>> observation = torch.ones(5, 1)
+        >>> outputs = team(agents_0_observation=observation, agents_1_observation=observation)
+        >>> sorted(outputs)
+        ['agents_0_action', 'agents_0_logits', 'agents_1_action', 'agents_1_logits']
+    """
+
+    name = "team"
+
+    def __init__(self, actors: Sequence[AgentActor]) -> None:
+        super().__init__()
+        self.actors = nn.ModuleList(actors)
+
+    @property
+    def agents(self) -> list[AgentActor]:
+        """The agents, in order."""
+        return list(self.actors)  # type: ignore[arg-type]
+
+    @staticmethod
+    def prefix(actor: AgentActor) -> str:
+        """What the names of an agent's inputs and outputs begin with."""
+        return f"{actor.name}_"
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = {}
+        for actor in self.agents:
+            prefix = self.prefix(actor)
+            own = {leaf: inputs[prefix + leaf] for leaf in _READ if prefix + leaf in inputs}
+            outputs.update({prefix + leaf: value for leaf, value in actor(**own).items()})
+        return outputs
+
+
 def agent_actors(
     policy: TensorDictModuleBase, normalization: Normalization | None = None
 ) -> list[AgentActor]:

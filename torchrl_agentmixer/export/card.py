@@ -17,6 +17,8 @@ SCHEMA = "torchrl_agentmixer.decentralized_actors"
 SCHEMA_VERSION = 1
 _PACKAGES = ("torchrl_agentmixer", "torch", "torchrl", "tensordict", "onnx", "onnxscript")
 
+_LEAVES = ("observation", "action_mask", "memory", "action", "logits", "next_memory")
+
 _MASK_RULE = (
     "action_mask is true where an action is allowed. At least one must be; forbidden actions are "
     "never chosen."
@@ -32,32 +34,39 @@ _NORMALIZATION_RULE = (
 
 
 def agent_card(
-    actor: AgentActor, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]
+    actor: AgentActor,
+    inputs: dict[str, torch.Tensor],
+    outputs: dict[str, torch.Tensor],
+    files: dict[str, dict[str, Any]],
+    prefix: str = "",
 ) -> dict[str, Any]:
     """One agent: names, keys, sizes and rules of its inputs and outputs.
 
     Args:
         actor (AgentActor): the agent.
-        inputs (dict): an example of what it reads, ``[B, ...]``.
-        outputs (dict): what it writes then.
+        inputs (dict): an example of what its file reads, ``[B, ...]``.
+        outputs (dict): what the file writes then.
+        files (dict): :func:`file_entry` of its files, by format.
+        prefix (str): what the agent's own names in the file begin with.
     """
     group = actor.group
 
     def described(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {
             name: {
-                "key": _key(group.name, name),
+                "key": _key(group.name, name.removeprefix(prefix)),
                 "shape": ["batch", *tensor.shape[1:]],
                 "dtype": str(tensor.dtype).removeprefix("torch."),
             }
             for name, tensor in tensors.items()
+            if name.removeprefix(prefix) in _LEAVES
         }
 
     return {
         "name": actor.name,
         "group": group.name,
         "index": actor.index,
-        "files": {},
+        "files": files,
         "inputs": described(inputs),
         "outputs": described(outputs),
         "normalization": {
@@ -68,8 +77,8 @@ def agent_card(
         },
         "action": _action(actor),
         "memory": {
-            "input": "memory",
-            "output": "next_memory",
+            "input": f"{prefix}memory",
+            "output": f"{prefix}next_memory",
             "size": actor.memory_dim,
             "start": 0.0,
             "rule": _MEMORY_RULE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_agentmixer.export.actors import AgentActor, Normalization, agent_actors
+from torchrl_agentmixer.export.actors import AgentActor, Normalization, TeamActor, agent_actors
 from torchrl_agentmixer.export.card import (
     SCHEMA,
     SCHEMA_VERSION,
@@ -41,6 +42,7 @@ def export_decentralized(
     path: str | Path,
     *,
     formats: Sequence[Format] = ("onnx", "torch"),
+    one_file: bool = False,
     normalization: Normalization | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -54,6 +56,10 @@ def export_decentralized(
     ``memory``; outputs ``action`` and ``logits`` or ``next_memory``, see :class:`AgentActor`. The
     action is the mode, as the environment takes it.
 
+    With ``one_file`` the folder holds ``team.onnx`` and ``team.pt2`` instead, for where all agents
+    are in one place, such as a simulator: one call for the team, in which each agent still reads
+    its own inputs alone. Names then begin with the agent's, such as ``agents_0_observation``.
+
     Every file's answers are compared with the policy's on random observations, in which the other
     agents' differ, before the folder gets its name. The folder is written whole or not at all.
 
@@ -64,6 +70,7 @@ def export_decentralized(
 
     Keyword Args:
         formats (sequence of str): ``"onnx"``, which needs the extra ``export``, and ``"torch"``.
+        one_file (bool): all agents in one file, instead of one file each.
         normalization (mapping, optional): by group, ``(loc, scale)`` of observations, each
             broadcastable to ``[n_agents, o]``, for a policy that was trained on
             ``(observation - loc) / scale``. It becomes part of the files.
@@ -102,8 +109,9 @@ def export_decentralized(
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        cards = _write(actors, partial, formats)
-        errors = _verify(policy, actors, partial, formats)
+        units = _units(actors, one_file)
+        cards = _write(units, partial, formats)
+        errors = _verify(policy, actors, units, partial, formats)
         card = {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -168,31 +176,57 @@ def _publish(partial: Path, path: Path, overwrite: bool) -> None:
     shutil.rmtree(old)
 
 
-def _write(
-    actors: Sequence[AgentActor], folder: Path, formats: Sequence[Format]
-) -> list[dict[str, Any]]:
-    """All agents' files; a group's agents differ in numbers alone, and are traced once."""
+_Unit = AgentActor | TeamActor
+"""What a file holds."""
+
+
+def _units(actors: Sequence[AgentActor], one_file: bool) -> list[_Unit]:
+    return [TeamActor(actors).eval()] if one_file else list(actors)
+
+
+def _members(unit: _Unit) -> list[AgentActor]:
+    return [unit] if isinstance(unit, AgentActor) else unit.agents
+
+
+def _write(units: Sequence[_Unit], folder: Path, formats: Sequence[Format]) -> list[dict[str, Any]]:
+    """All files; a group's agents differ in numbers alone, and are traced once."""
     cards = []
-    for _, members in itertools.groupby(actors, lambda actor: actor.group.name):
-        team = list(members)
+    for _, alike in itertools.groupby(units, lambda unit: _members(unit)[0].group.name):
+        team = list(alike)
         traced = deepcopy(team[0])
-        inputs = _random_inputs(traced, 3)
+        inputs = _inputs_of(traced, [_random_inputs(actor, 3) for actor in _members(traced)])
         outputs = traced(**inputs)
         program = _trace(traced, inputs)
         model = _OnnxModel(program, inputs, outputs) if "onnx" in formats else None
-        for actor in team:
-            traced.load_state_dict(actor.state_dict())  # the program's tensors, too
-            card = agent_card(actor, inputs, outputs)
+        for unit in team:
+            traced.load_state_dict(unit.state_dict())  # the program's tensors, too
+            files: dict[str, dict[str, Any]] = {}
             for name in dict.fromkeys(formats):
-                file = folder / f"{actor.name}{_SUFFIX[name]}"
+                file = folder / f"{unit.name}{_SUFFIX[name]}"
                 with _quiet():
                     if name == "onnx" and model is not None:
                         model.save(file)
                     else:
                         torch.export.save(program, file)
-                card["files"][name] = file_entry(file)
-            cards.append(card)
+                files[name] = file_entry(file)
+            for actor in _members(unit):
+                prefix = _prefix(unit, actor)
+                cards.append(agent_card(actor, inputs, outputs, files, prefix))
     return cards
+
+
+def _prefix(unit: _Unit, actor: AgentActor) -> str:
+    """What the agent's names in a file begin with."""
+    return "" if unit is actor else TeamActor.prefix(actor)
+
+
+def _inputs_of(unit: _Unit, inputs: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A file's inputs out of those of its agents."""
+    return {
+        f"{_prefix(unit, actor)}{leaf}": value
+        for actor, own in zip(_members(unit), inputs, strict=True)
+        for leaf, value in own.items()
+    }
 
 
 def _random_inputs(
@@ -209,15 +243,30 @@ def _random_inputs(
     return inputs
 
 
-def _trace(actor: AgentActor, inputs: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
+def _trace(unit: _Unit, inputs: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
+    shapes = {name: {0: batch} for name in inputs}
+    if isinstance(unit, TeamActor):
+        unit.forward = _with_names(unit.forward, inputs)  # type: ignore[method-assign]
     with _quiet():
-        program = torch.export.export(
-            actor, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}
-        )
+        program = torch.export.export(unit, (), inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:  # no paths of this machine in the files
         node.meta.pop("stack_trace", None)
     return program
+
+
+def _with_names(
+    forward: Callable[..., dict[str, torch.Tensor]], names: Iterable[str]
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """``forward(**inputs)`` with parameters of these names, which ``torch.export`` asks for."""
+
+    def named(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return forward(**inputs)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    named.__signature__ = signature  # type: ignore[attr-defined]
+    return named
 
 
 class _OnnxModel:
@@ -290,6 +339,7 @@ def _quiet() -> Iterator[None]:
 def _verify(
     policy: TensorDictModuleBase,
     actors: Sequence[AgentActor],
+    units: Sequence[_Unit],
     folder: Path,
     formats: Sequence[Format],
     batch: int = 256,
@@ -307,18 +357,23 @@ def _verify(
         if name == "onnx" and find_spec("onnxruntime") is None:
             continue
         errors[name] = 0.0
-        for actor, own in zip(actors, inputs, strict=True):
-            file = folder / f"{actor.name}{_SUFFIX[name]}"
-            got = (_run_onnx if name == "onnx" else _run_torch)(file, own)
-            for leaf, expected in _expected(actor, team).items():
-                error = (got[leaf] - expected).abs().max().item()
-                errors[name] = max(errors[name], error)
-                if not torch.allclose(got[leaf], expected, atol=1e-5, rtol=1e-4):
-                    raise ValueError(
-                        f"export: expected {actor.name}{_SUFFIX[name]} to write the policy's "
-                        f"{leaf!r}, got values up to {error:.2g} apart: the actor reads more than "
-                        "its agent's own observation, or does what the format cannot."
-                    )
+        rest = iter(inputs)
+        for unit in units:
+            file = folder / f"{unit.name}{_SUFFIX[name]}"
+            own = _inputs_of(unit, list(itertools.islice(rest, len(_members(unit)))))
+            written = (_run_onnx if name == "onnx" else _run_torch)(file, own)
+            for actor in _members(unit):
+                for leaf, expected in _expected(actor, team).items():
+                    got = written[f"{_prefix(unit, actor)}{leaf}"]
+                    error = (got - expected).abs().max().item()
+                    errors[name] = max(errors[name], error)
+                    if not torch.allclose(got, expected, atol=1e-5, rtol=1e-4):
+                        raise ValueError(
+                            f"export: expected {file.name} to write {actor.name}'s {leaf!r} as "
+                            f"the policy does, got values up to {error:.2g} apart: the actor "
+                            "reads more than its agent's own observation, or does what the "
+                            "format cannot."
+                        )
     return errors
 
 
