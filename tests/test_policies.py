@@ -525,6 +525,33 @@ def test_from_actor_that_writes_something_else():
         AgentMixerPolicy.from_actor(net, env)
 
 
+@pytest.mark.parametrize("groups", [("tanks",), ("tanks", "scouts")])
+def test_from_actor_around_an_execution_policy_samples(groups):
+    env = TwoGroupsEnv(groups=groups)
+    executed = AgentMixerPolicy.from_env(env, state_key=STATE).decentralized()
+    policy = AgentMixerPolicy.from_actor(executed, env, state_key=STATE)
+    td = env.reset()
+    with set_exploration_type(ExplorationType.RANDOM):
+        first, second = (policy(td.clone())["tanks", "action"] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(policy.decentralized()(td)["tanks", "action"], td["tanks", "loc"])
+
+
+def test_from_actor_that_chooses_before_its_end():
+    env = make_env("matrix/climbing")
+    executed = AgentMixerPolicy.from_env(env).decentralized()
+    after = TensorDictModule(nn.Identity(), in_keys=["state"], out_keys=["other"])
+    with pytest.raises(ValueError, match=r"also writes \[\('agents', 'action'\)\], not at its end"):
+        AgentMixerPolicy.from_actor(TensorDictSequential(executed, after), env)
+
+
+def test_from_actor_without_an_actor():
+    env = make_env("matrix/climbing")
+    choice = AgentMixerPolicy.from_env(env).decentralized()[-1]
+    with pytest.raises(ValueError, match="missing"):
+        AgentMixerPolicy.from_actor(TensorDictSequential(choice), env)
+
+
 @pytest.mark.parametrize("state_key", ["state", STATE, ("a", "b", "c")])
 @pytest.mark.parametrize("seed_key", ["correlation_seed", ("deep", "down", "seed")])
 def test_nested_state_and_seed_keys(state_key, seed_key):

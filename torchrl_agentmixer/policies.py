@@ -173,9 +173,9 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
         Args:
             actor (TensorDictModuleBase): writes ``(group, "logits")``, or ``(group, "loc")`` and
-                ``(group, "scale")``, for every group. If it ends in a probabilistic module, such as
-                a ``ProbabilisticActor``, that one is left out. Its ``(group, "features")`` are used
-                if it writes them.
+                ``(group, "scale")``, for every group. What chooses actions at its end is left out:
+                a probabilistic module, as of a ``ProbabilisticActor``, or the modes of an
+                ``execution_policy``. Its ``(group, "features")`` are used if it writes them.
             env (EnvBase): where the actor acts; sizes are read from its specs.
 
         Keyword Args:
@@ -183,11 +183,11 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             **kwargs: as for the class.
 
         Raises:
-            ValueError: if the actor does not write the parameters of a group's policy.
+            ValueError: if the actor does not write the parameters of a group's policy, or chooses
+                actions before its end.
         """
         groups = agent_groups(env)
-        while isinstance(actor, ProbabilisticTensorDictSequential):
-            actor = TensorDictSequential(*list(actor.module)[:-1])
+        actor = _without_choice(actor, groups)
         for group in groups:
             missing = [key for key in group.param_keys if key not in actor.out_keys]
             if missing:
@@ -278,6 +278,25 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         if deterministic:
             return mode_policy(self.groups, self.actors, self.distribution)
         return product_policy(self.groups, self.actors, self.distribution)
+
+
+def _without_choice(
+    actor: TensorDictModuleBase, groups: Sequence[AgentGroup]
+) -> TensorDictModuleBase:
+    """An actor without the modules at its end that choose actions."""
+    actions = {group.key("action") for group in groups}
+    while isinstance(actor, TensorDictSequential) and len(actor.module):
+        *rest, last = actor.module
+        if not (isinstance(last, ProbabilisticTensorDictModule) or {*last.out_keys} <= actions):
+            break
+        actor = TensorDictSequential(*rest)
+    written = [key for key in actor.out_keys if key in actions]
+    if written:
+        raise ValueError(
+            f"from_actor: expected an actor that writes the parameters of a policy, got one that "
+            f"also writes {written}, not at its end: leave out what chooses actions."
+        )
+    return actor
 
 
 def _modifier_group(
