@@ -92,6 +92,31 @@ def agent_groups(env: EnvBase) -> list[AgentGroup]:
     return [_group(env, name) for name in group_map]
 
 
+def only_group(env: EnvBase, method: str) -> AgentGroup:
+    """The agents' group, for a method that has one network for all of them.
+
+    Args:
+        env (EnvBase): the environment.
+        method (str): its name, for the message.
+
+    Raises:
+        ValueError: for several groups.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> only_group(make_env("matrix/climbing"), "MAT").name
+        'agents'
+    """
+    groups = agent_groups(env)
+    if len(groups) > 1:
+        raise ValueError(
+            f"{method}: expected one group of agents, whose observations and actions have the same "
+            f"sizes, got {[group.name for group in groups]}. Use `mappo`, `happo`, `armappo` or "
+            "`agent_mixer` for several."
+        )
+    return groups[0]
+
+
 def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
     """Entries of the environment's state.
 

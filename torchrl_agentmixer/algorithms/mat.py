@@ -31,7 +31,7 @@ from torchrl_agentmixer.decentralized import (
     mode_policy,
     product_policy,
 )
-from torchrl_agentmixer.groups import AgentGroup, agent_groups
+from torchrl_agentmixer.groups import AgentGroup, only_group
 from torchrl_agentmixer.modules import ActionDecoder, ObservationEncoder, value_module
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
@@ -145,7 +145,7 @@ class MAT(PPOAlgorithm):
 
     def __init__(self, env: EnvBase, total_frames: int, config: MATConfig | None = None) -> None:
         config = config or MATConfig()
-        group = _only_group(env, "MAT")
+        group = only_group(env, "MAT")
         encoder = _encoder(group, config)
         policy = TransformerPolicy.build(
             group,
@@ -190,7 +190,7 @@ class MATDec(PPOAlgorithm):
 
     def __init__(self, env: EnvBase, total_frames: int, config: MATDecConfig | None = None) -> None:
         config = config or MATDecConfig()
-        group = _only_group(env, "MAT-Dec")
+        group = only_group(env, "MAT-Dec")
         distribution = cast(ContinuousDistribution, config.distribution)
         actor = actor_module(group, **config.actor_kwargs).to(env.device)
         policy = product_policy([group], [actor], distribution, joint=False)
@@ -325,17 +325,6 @@ class _TeamAdvantage(nn.Module):
 
     def forward(self, advantage: torch.Tensor) -> torch.Tensor:
         return advantage.mean(-2, keepdim=True).expand_as(advantage)
-
-
-def _only_group(env: EnvBase, method: str) -> AgentGroup:
-    groups = agent_groups(env)
-    if len(groups) > 1:
-        raise ValueError(
-            f"{method}: expected one group of agents, whose observations and actions have the same "
-            f"sizes, got {[group.name for group in groups]}. Use `mappo`, `happo`, `armappo` or "
-            "`agent_mixer` for several."
-        )
-    return groups[0]
 
 
 def _encoder(group: AgentGroup, config: MATDecConfig) -> ObservationEncoder:

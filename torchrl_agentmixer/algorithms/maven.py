@@ -24,7 +24,7 @@ from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, only_group, state_dim
 from torchrl_agentmixer.modules.actors import MultiAgentBody
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
@@ -602,21 +602,14 @@ class MAVEN(nn.Module):
 
 
 def _discrete_group(env: EnvBase) -> AgentGroup:
-    groups = agent_groups(env)
-    for group in groups:
+    for group in agent_groups(env):
         if not group.discrete:
             raise ValueError(
                 f"MAVEN: expected discrete actions, got continuous ones of group {group.name!r}: "
                 "it takes a maximum over actions. Use `mappo`, `happo`, `armappo`, `mat` or "
                 "`agent_mixer`."
             )
-    if len(groups) > 1:
-        raise ValueError(
-            f"MAVEN: expected one group of agents, whose observations and actions have the same "
-            f"sizes, got {[group.name for group in groups]}. Use `mappo`, `happo`, `armappo` or "
-            "`agent_mixer` for several."
-        )
-    return groups[0]
+    return only_group(env, "MAVEN")
 
 
 def _classifier(
