@@ -62,17 +62,23 @@ def test_bad_options(options, message):
     "method", ["agent_mixer", "ail", "armappo", "happo", "ippo", "mappo", "mat"]
 )
 def test_the_clipping_range_is_scheduled(method):
-    clip = [0.2, {"start": 1.0, "end": 0.5, "since": 0.5, "until": 1.0}]
+    falling = {"start": 1.0, "end": 0.5, "since": 0.5, "until": 1.0}
+    clip = [{**falling, "start": 0.2, "end": 0.4}, falling]
     env = make_env("matrix/climbing", num_envs=16)
     options = {"clip_epsilon": clip, "epochs": 1, "num_minibatches": 1}
     algorithm = make_algorithm(method, env, 64, options)
     losses = [module for module in algorithm.modules() if isinstance(module, ClipPPOLoss)]
     seen = []
+
+    def look():
+        seen.append([(float(x.clip_epsilon_low), float(x.clip_epsilon_high)) for x in losses])
+
     for _ in range(4):
         batch = env.rollout(1, algorithm.policy, break_when_any_done=False)
-        seen.append([float(loss.clip_epsilon_high) for loss in losses])
+        look()
         algorithm.update(batch)
-    seen.append([float(loss.clip_epsilon_high) for loss in losses])
+    look()
     assert losses
-    assert seen == [pytest.approx([high] * len(losses)) for high in (1, 1, 1, 0.75, 0.5)]
-    assert all(float(loss.clip_epsilon_low) == pytest.approx(0.2) for loss in losses)
+    expected = [(0.2, 1), (0.2, 1), (0.2, 1), (0.3, 0.75), (0.4, 0.5)]
+    for pairs, pair in zip(seen, expected, strict=True):
+        assert pairs == [pytest.approx(pair)] * len(losses)

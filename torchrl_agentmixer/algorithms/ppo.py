@@ -20,7 +20,8 @@ from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 
-ClipEpsilon = float | tuple[float, float | Schedule | Mapping[str, Any]]
+Scheduled = float | Schedule | Mapping[str, Any]
+ClipEpsilon = float | tuple[Scheduled, Scheduled]
 
 
 @dataclass(kw_only=True)
@@ -34,7 +35,7 @@ class PPOConfig:
         clip_epsilon: clipping range of the ratio: a number, or one below 1 and one above. A wider
             range above ("clip-higher" of DAPO, `arXiv 2503.14476
             <https://arxiv.org/abs/2503.14476>`_) keeps rare large advantages from being cut off
-            after one step, as they are by symmetric clipping; it may be a :class:`Schedule`.
+            after one step, as they are by symmetric clipping. Both may be a :class:`Schedule`.
         clip_value: clipping range of the value, in normalized units.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
@@ -93,16 +94,14 @@ class PPOConfig:
         if isinstance(self.clip_epsilon, float | int):
             return self.clip_epsilon
         low, high = self.clip_epsilon
-        return low, as_schedule(high)(progress)
+        return as_schedule(low)(progress), as_schedule(high)(progress)
 
     def __post_init__(self) -> None:
         self.actor_hidden = tuple(self.actor_hidden)
         self.critic_hidden = tuple(self.critic_hidden)
         if not isinstance(self.clip_epsilon, float | int):
             low, high = self.clip_epsilon
-            if isinstance(high, Mapping):
-                high = as_schedule(high)
-            self.clip_epsilon = (low, high)
+            self.clip_epsilon = (_schedule_or_number(low), _schedule_or_number(high))
         for name in ("epochs", "num_minibatches", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -354,7 +353,12 @@ class PPOAlgorithm(nn.Module):
         if isinstance(clip_epsilon, tuple):
             for module in self.modules():
                 if isinstance(module, ClipPPOLoss):
+                    module.clip_epsilon_low.fill_(clip_epsilon[0])
                     module.clip_epsilon_high.fill_(clip_epsilon[1])
+
+
+def _schedule_or_number(value: Scheduled) -> float | Schedule:
+    return as_schedule(value) if isinstance(value, Mapping) else value
 
 
 def make_value_norm() -> PopArtValueNorm:
