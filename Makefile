@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps benchmarl
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps benchmarl id-marl-eval
 	touch $@
 
 clean:

@@ -301,6 +301,25 @@ def test_marl_eval_format(study):
     }
 
 
+def test_marl_eval_reads_it(study):
+    """Its own check of the format, and its aggregation over runs, of what was written as JSON."""
+    pytest.importorskip("marl_eval", reason="needs: pip install --no-deps id-marl-eval")
+    from marl_eval.utils.data_processing_utils import (
+        data_process_pipeline,
+        get_and_aggregate_data_single_task,
+    )
+    from marl_eval.utils.diagnose_data_errors import DiagnoseData
+
+    runs = [run for run in read_runs(study) if run.seed < 2]  # it wants as many of every method
+    data = json.loads(json.dumps(marl_eval_data(runs)))
+    assert all(DiagnoseData(data).check_data()["matrix"].values())
+    processed = data_process_pipeline(data, metrics_to_normalize=[])
+    hard = get_and_aggregate_data_single_task(processed, "return", [], "hard", "matrix")
+    mappo = data["matrix"]["hard"]["mappo"].values()
+    means = [sum(sum(run[f"step_{k}"]["return"]) / 2 for run in mappo) / 2 for k in (1, 2)]
+    assert hard["mappo"]["mean"] == pytest.approx(means)
+
+
 def test_marl_eval_needs_every_episode(study):
     path = study / "easy" / "mappo" / "1" / "evaluation.csv"
     text = path.read_text()
