@@ -250,7 +250,8 @@ def test_an_error_of_the_first_is_one_of_all(tmp_path):
     assert [str(error) for error in errors] == ["no checkpoint"] * 2
 
 
-def test_torchrun(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_torchrun(tmp_path, workers):
     """The script, as users start it: one run directory, written by the first rank alone."""
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
     tiny = ["env.num_envs=20", "env.total_frames=80", "env.frames_per_batch=40"]
@@ -262,6 +263,7 @@ def test_torchrun(tmp_path):
             "env=climbing",
             "algorithm=mappo",
             f"runs={tmp_path}",
+            f"collector.num_workers={workers}",
             *tiny,
         ],
         cwd=ROOT,
