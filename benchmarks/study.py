@@ -4,9 +4,10 @@
         --report docs/results/grids
 
 A study is a list of experiments, done in order, so that the first ones are complete if time runs
-out; each crosses its environments with its candidates and seeds. Environments and candidates are
-lists of overrides of ``examples/train.py``, which is what runs. What is compared is the ``metric``
-of evaluation episodes: ``score``, total reward over total steps (the default), or ``return``.
+out; each crosses its environments with its candidates and seeds (how many, or a list of them).
+Environments and candidates are lists of overrides of ``examples/train.py``, which is what runs.
+What is compared is the ``metric`` of evaluation episodes: ``score``, total reward over total steps
+(the default), or ``return``.
 
 A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one that was stopped
 goes on from its last checkpoint. The report holds every seed: a tidy CSV with every evaluation, a
@@ -21,6 +22,7 @@ import csv
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +66,10 @@ class Job(NamedTuple):
         return out / self.environment / self.candidate / str(self.seed)
 
 
+def _seeds(seeds: int | list[int]) -> Iterable[int]:
+    return range(seeds) if isinstance(seeds, int) else seeds
+
+
 def read_study(path: Path) -> list[Job]:
     """All runs: experiment by experiment, and in each seed by seed."""
     jobs = [
@@ -75,7 +81,7 @@ def read_study(path: Path) -> list[Job]:
             (*where, *what, f"seed={seed}", *FIXED),
         )
         for experiment in yaml.safe_load(path.read_text())
-        for seed in range(experiment["seeds"])
+        for seed in _seeds(experiment["seeds"])
         for environment, where in experiment["environments"].items()
         for candidate, what in experiment["candidates"].items()
     ]

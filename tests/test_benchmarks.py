@@ -15,7 +15,7 @@ from torchrl_agentmixer.training import RunDirectory
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import scale_out  # noqa: E402
-from study import probability_of_improvement  # noqa: E402
+from study import probability_of_improvement, read_study  # noqa: E402
 
 
 def run(*arguments):
@@ -123,6 +123,13 @@ def test_study_runs_resumes_and_reports(tmp_path, study):
     last = [float(r["eval"]) for r in rows if r["candidate"] == "mappo"][2::3]
     assert f"| mappo | {' '.join(f'{x:.3g}' for x in last)}; **{sum(last) / 2:.3f}** |" in report
     assert (tmp_path / "report" / "climbing.png").stat().st_size > 1000
+
+
+def test_study_of_some_seeds(tmp_path, study):
+    study.write_text(study.read_text().replace("seeds: 2", "seeds: [3, 1]"))
+    assert [(job.candidate, job.seed) for job in read_study(study)] == [
+        (candidate, seed) for seed in (3, 1) for candidate in ("mappo", "mixture")
+    ]
 
 
 def test_study_goes_on_after_a_run_that_fails(tmp_path, study):
