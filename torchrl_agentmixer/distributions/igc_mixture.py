@@ -200,7 +200,8 @@ class IGCMixture(MixtureSameFamily):
         if self.n_joint_actions <= MAX_JOINT_ACTIONS:
             probs = self._joint_probs()
             return -(probs * _log(probs)).sum(-1)
-        return (self.mixture_distribution.probs * self.component_distribution.entropy()).sum(-1)
+        each = -(self.logits.exp() * self.logits).sum((-2, -1))  # [*B, m]
+        return (self.mixture_distribution.probs * each).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCMixture:
         shape = torch.Size(batch_shape)
