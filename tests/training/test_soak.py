@@ -47,6 +47,12 @@ def resumable(path):
     return len(RunCheckpoints(path / "checkpoints")) > 0
 
 
+def count_rows(path):
+    """Batches that a run has logged."""
+    metrics = path / "metrics.csv"
+    return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+
+
 @pytest.mark.parametrize("kind", list(RUNS))
 def test_killed_thirty_times(tmp_path, kind):
     """SIGKILL at random moments; the numbers are those of a run that was never stopped."""
@@ -63,8 +69,15 @@ def test_killed_thirty_times(tmp_path, kind):
             resumed.add(RunCheckpoints(cut / "checkpoints").load_newest()[0])
         else:
             (cut / "metrics.csv").unlink(missing_ok=True)  # it died before its first checkpoint
+        rows = count_rows(cut)
         process = in_process(cut, kind, resume=resume, **frames)
-        process.join(moments.uniform(start / 2, start + 2 * batch))
+        if moments.random() < 0.2:  # as it starts
+            process.join(moments.uniform(start / 2, start))
+        else:  # in one of the first batches, however long they take today
+            rows += moments.randint(1, 2)
+            while process.exitcode is None and count_rows(cut) < rows:
+                process.join(batch / 20)
+            process.join(moments.uniform(0, batch))
         if process.exitcode is None:
             process.kill()
             kills += 1
