@@ -6,8 +6,8 @@
 Both play random actions drawn beforehand and reset what ends. Gymnasium-robotics steps one
 environment and one dictionary at a time; ours goes through TorchRL, `step_and_maybe_reset` on a
 batch of environments in this process, and with ``--workers`` one such batch in each of several
-processes, TorchRL's ``ParallelEnv``, too: all at once, and one alone. Rounds alternate between the
-things compared, and each figure is the median of its rounds.
+processes, TorchRL's ``MultiSyncCollector``, too: all at once, and one alone. Rounds alternate
+between the things compared, and each figure is the median of its rounds.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from gymnasium_robotics import mamujoco_v1
-from torchrl.envs import EnvBase, ParallelEnv
+from tensordict import TensorDictBase
+from torchrl.collectors import MultiSyncCollector
+from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, quiet_compiler
@@ -65,33 +67,41 @@ def play(env: EnvBase, steps: int) -> float:
     return batches * env.batch_size.numel() / (time.perf_counter() - start)
 
 
+def collect(batches: Iterator[TensorDictBase], _: int) -> float:
+    """The rate of a collector, one batch of which has so many steps, or a few less."""
+    start = time.perf_counter()
+    return next(batches).numel() / (time.perf_counter() - start)
+
+
 def measure(task: str, arguments) -> dict[str, str]:
     """Median rates, and the ratios of them."""
     name = f"mamujoco/{task}"
     sides: dict[str, Callable[[int], float]] = {"raw": partial(play_reference, reference(task))}
     for n in arguments.num_envs:
         sides[f"{n} envs"] = partial(play, make_env(name, num_envs=n, seed=0))
-    pools = {}
+    collectors = {}
     if arguments.workers > 1:
-        make = partial(make_env, name, num_envs=max(arguments.num_envs))
+        num_envs = max(arguments.num_envs)
+        frames = max(1, arguments.steps // num_envs) * num_envs
         for count in (1, arguments.workers):
-            # Without this, a pool of one is no process of its own.
-            pools[count] = ParallelEnv(count, make, serial_for_single=False)
-            sides[f"{count} workers"] = partial(play, pools[count])
+            make = partial(make_env, name, num_envs=num_envs)
+            collectors[count] = MultiSyncCollector(
+                [make] * count, None, frames_per_batch=frames * count, total_frames=-1
+            )
+            sides[f"{count} workers"] = partial(collect, iter(collectors[count]))
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, rate in sides.items():
-            several = arguments.workers if side == f"{arguments.workers} workers" else 1
-            rates[side].append(rate(arguments.steps * several))
-    for pool in pools.values():
-        pool.close()
+            rates[side].append(rate(arguments.steps))
+    for collector in collectors.values():
+        collector.shutdown()
     medians = {side: statistics.median(values) for side, values in rates.items()}
     row = {"task": task}
     for side, median in medians.items():
         row[side] = f"{median:,.0f}"
         if "envs" in side:
             row[f"{side} / raw"] = f"{median / medians['raw']:.2f}"
-    if pools:
+    if collectors:
         ratio = medians[f"{arguments.workers} workers"] / medians["1 workers"]
         row[f"{arguments.workers} / 1 workers"] = f"{ratio:.2f}"
     return row

@@ -50,7 +50,9 @@ def test_environments():
 def test_mamujoco():
     pytest.importorskip("gymnasium_robotics")
     sizes = ("--tasks", "half_cheetah_6x1", "--num-envs", 2, "--steps", 10, "--rounds", 1)
-    assert "half_cheetah_6x1" in run("benchmarks/mamujoco.py", *sizes)
+    output = run("benchmarks/mamujoco.py", *sizes, "--workers", 2)
+    assert "| 2 / 1 workers |" in output
+    assert "half_cheetah_6x1" in output
 
 
 def test_beside_benchmarl(tmp_path):
