@@ -43,6 +43,16 @@ TASKS = {
         "env.eval_interval=40_000",
         "env.eval_steps=10",
     ],
+    # A slower simulation, in batches that are large enough to be divided.
+    "mamujoco/ant_4x2": [
+        "env=mamujoco",
+        "env.name=mamujoco/ant_4x2",
+        "env.num_envs=64",
+        "env.frames_per_batch=6_400",
+        "env.total_frames=44_800",
+        "env.eval_interval=44_800",
+        "env.eval_steps=10",
+    ],
 }
 
 
