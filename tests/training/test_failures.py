@@ -242,9 +242,9 @@ def test_a_signal_to_all_processes_of_a_job(tmp_path):
 
 
 def test_of_workers_that_ended_the_one_that_did_it_is_named():
-    fork = get_context("fork")
-    ended = fork.Process(target=time.sleep, args=(60,))
-    died = fork.Process(target=os._exit, args=(3,))
+    spawn = get_context("spawn")  # without the signal handlers that this process may have by now
+    ended = spawn.Process(target=time.sleep, args=(60,))
+    died = spawn.Process(target=os._exit, args=(3,))
     assert what_died([]) is None
     for process in (ended, died):
         process.start()
