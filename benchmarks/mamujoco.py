@@ -67,8 +67,8 @@ def play(env: EnvBase, steps: int) -> float:
     return batches * env.batch_size.numel() / (time.perf_counter() - start)
 
 
-def collect(batches: Iterator[TensorDictBase], _: int) -> float:
-    """The rate of a collector, one batch of which has so many steps, or a few less."""
+def collect(batches: Iterator[TensorDictBase]) -> float:
+    """The rate of a collector's next batch."""
     start = time.perf_counter()
     return next(batches).numel() / (time.perf_counter() - start)
 
@@ -76,15 +76,16 @@ def collect(batches: Iterator[TensorDictBase], _: int) -> float:
 def measure(task: str, arguments) -> dict[str, str]:
     """Median rates, and the ratios of them."""
     name = f"mamujoco/{task}"
-    sides: dict[str, Callable[[int], float]] = {"raw": partial(play_reference, reference(task))}
+    steps = arguments.steps
+    sides: dict[str, Callable[[], float]] = {"raw": partial(play_reference, reference(task), steps)}
     for n in arguments.num_envs:
-        sides[f"{n} envs"] = partial(play, make_env(name, num_envs=n, seed=0))
+        sides[f"{n} envs"] = partial(play, make_env(name, num_envs=n, seed=0), steps)
     collectors = {}
     if arguments.workers > 1:
         num_envs = max(arguments.num_envs)
-        frames = max(1, arguments.steps // num_envs) * num_envs
+        frames = max(1, steps // num_envs) * num_envs
+        make = partial(make_env, name, num_envs=num_envs)
         for count in (1, arguments.workers):
-            make = partial(make_env, name, num_envs=num_envs)
             collectors[count] = MultiSyncCollector(
                 [make] * count, None, frames_per_batch=frames * count, total_frames=-1
             )
@@ -92,7 +93,7 @@ def measure(task: str, arguments) -> dict[str, str]:
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side, rate in sides.items():
-            rates[side].append(rate(arguments.steps))
+            rates[side].append(rate())
     for collector in collectors.values():
         collector.shutdown()
     medians = {side: statistics.median(values) for side, values in rates.items()}
