@@ -132,8 +132,9 @@ class AgentActor(nn.Module):
 class TeamActor(nn.Module):
     """All agents in one module; each still reads its own inputs alone.
 
-    ``forward`` takes every agent's inputs and returns every agent's outputs, under names that
-    begin with the agent's: ``agents_0_observation``, ``agents_0_action``.
+    ``forward`` takes every agent's inputs and returns every agent's outputs, of
+    :class:`AgentActor`'s shapes, under names that begin with the agent's: ``agents_0_observation``
+    ``[B, o]``, ``agents_0_action`` ``[B]`` or ``[B, A]``.
 
     Args:
         actors (sequence of AgentActor): the agents.
