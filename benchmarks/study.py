@@ -13,6 +13,11 @@ A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one t
 goes on from its last checkpoint. The report holds every seed: a tidy CSV with every evaluation, a
 table for each environment, and its curves. The first candidate of an environment is the one that
 the others are compared with.
+
+A report stands for its runs: what is in the one at ``--report``, or in one given as ``--known``,
+is not done again and keeps its place, as long as its overrides (``overrides.yaml``) are the
+study's. So a seed can be added to published tables on another machine. Reports do not know with
+which version of the code they were made: after a change that matters, begin a new one.
 """
 
 from __future__ import annotations
@@ -60,7 +65,11 @@ class Job(NamedTuple):
     candidate: str
     seed: int
     metric: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # all but the seed
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        return self.environment, self.candidate, self.seed
 
     def folder(self, out: Path) -> Path:
         return out / self.environment / self.candidate / str(self.seed)
@@ -78,14 +87,14 @@ def read_study(path: Path) -> list[Job]:
             candidate,
             seed,
             experiment.get("metric", "score"),
-            (*where, *what, f"seed={seed}", *FIXED),
+            (*where, *what),
         )
         for experiment in yaml.safe_load(path.read_text())
         for seed in _seeds(experiment["seeds"])
         for environment, where in experiment["environments"].items()
         for candidate, what in experiment["candidates"].items()
     ]
-    names = [job[:3] for job in jobs]
+    names = [job.name for job in jobs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise SystemExit(f"{path}: expected every run once, got {sorted(twice)} more than once.")
@@ -103,27 +112,45 @@ def run(job: Job, out: Path) -> str:
     if not train.can_resume(unfinished):
         shutil.rmtree(unfinished, ignore_errors=True)
     with initialize_config_dir(str(EXAMPLES.resolve() / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(job.overrides))
+        config = compose("config", overrides=[*job.overrides, f"seed={job.seed}", *FIXED])
     last = train.run(config, unfinished)
     unfinished.rename(folder)
     value = last[f"eval_{job.metric}"]
     return f"{job.environment}, {job.candidate}, seed {job.seed}: {value:.4g}"
 
 
-def collect(jobs: list[Job], out: Path) -> list[dict]:
-    """A row for each evaluation of each complete run."""
+def read_run(job: Job, out: Path) -> list[dict]:
+    """A row for each evaluation of a complete run."""
     rows = []
-    for job in jobs:
-        if not job.folder(out).exists():
-            continue
-        metrics = read_metrics(job.folder(out))
-        read = {n: f"{n}_{job.metric}" if n.startswith("eval") else n for n in COLUMNS}
-        for i, frames in enumerate(metrics["frames"]):
-            values = {n: metrics[key][i] if key in metrics else None for n, key in read.items()}
-            if values["eval"] is not None:
-                what = {"environment": job.environment, "candidate": job.candidate}
-                rows.append({**what, "seed": job.seed, "frames": frames, **values})
+    metrics = read_metrics(job.folder(out))
+    read = {n: f"{n}_{job.metric}" if n.startswith("eval") else n for n in COLUMNS}
+    for i, frames in enumerate(metrics["frames"]):
+        values = {n: metrics[key][i] if key in metrics else None for n, key in read.items()}
+        if values["eval"] is not None:
+            what = {"environment": job.environment, "candidate": job.candidate}
+            rows.append({**what, "seed": job.seed, "frames": frames, **values})
     return rows
+
+
+def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], list[dict]]:
+    """The rows of those runs that are in a report, and were made with the same overrides."""
+    if not (folder / "evaluations.csv").exists():
+        return {}
+    made_with = yaml.safe_load((folder / "overrides.yaml").read_text())
+    known: dict[tuple[str, str, int], list[dict]] = {
+        job.name: []
+        for job in jobs
+        if made_with.get(job.environment, {}).get(job.candidate) == list(job.overrides)
+    }
+    with (folder / "evaluations.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            what = {"environment": row["environment"], "candidate": row["candidate"]}
+            numbers = {"seed": int(row["seed"]), "frames": float(row["frames"])}
+            values = {name: float(row[name]) if row[name] else None for name in COLUMNS}
+            name = (row["environment"], row["candidate"], numbers["seed"])
+            if name in known:
+                known[name].append({**what, **numbers, **values})
+    return {name: rows for name, rows in known.items() if rows}
 
 
 def histories(rows: list[dict], environment: str) -> dict[str, list[list[dict]]]:
@@ -206,9 +233,16 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
     picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-def report(jobs: list[Job], out: Path, target: Path) -> None:
-    """Write the CSV, tables and plots of what is complete."""
-    rows = collect(jobs, out)
+def report(
+    jobs: list[Job], out: Path, target: Path, known: dict[tuple[str, str, int], list[dict]]
+) -> None:
+    """Write the CSV, tables and plots of what is complete, or ``known`` from reports."""
+    rows, made_with = [], {}
+    for job in jobs:
+        found = read_run(job, out) if job.folder(out).exists() else known.get(job.name)
+        if found:
+            rows += found
+            made_with.setdefault(job.environment, {})[job.candidate] = list(job.overrides)
     if not rows:
         raise SystemExit(f"{out}: expected complete runs of this study, found none.")
     target.mkdir(parents=True, exist_ok=True)
@@ -218,6 +252,7 @@ def report(jobs: list[Job], out: Path, target: Path) -> None:
         writer.writerows(
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
         )
+    (target / "overrides.yaml").write_text(yaml.safe_dump(made_with, sort_keys=False))
     tables = []
     for environment in dict.fromkeys(row["environment"] for row in rows):
         plot(rows, environment, target / f"{environment}.png")
@@ -247,9 +282,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
     parser.add_argument("--processes", type=int, default=2, help="0: no runs, only the report")
     parser.add_argument("--report", type=Path, help="where the report of complete runs goes")
+    parser.add_argument("--known", type=Path, nargs="+", default=[], help="reports to take runs from")
     parser.add_argument("--only", nargs="+", default=[], help="environments or candidates")
     arguments = parser.parse_args()
     jobs = read_study(arguments.study)
+    known = {}
+    for folder in [*arguments.known, *([arguments.report] if arguments.report else [])]:
+        known.update(read_report(jobs, folder))
     failed = 0
     if arguments.processes:
         chosen = set(arguments.only)
@@ -257,12 +296,13 @@ def main() -> None:
             job
             for job in jobs
             if not job.folder(arguments.out).exists()
+            and job.name not in known
             and (not chosen or chosen & {job.environment, job.candidate})
         ]
         print(f"{len(jobs) - len(todo)} of {len(jobs)} runs complete or left out")
         failed = run_all(todo, arguments.out, arguments.processes)
     if arguments.report:
-        report(jobs, arguments.out, arguments.report)
+        report(jobs, arguments.out, arguments.report, known)
     if failed:
         raise SystemExit(f"{failed} runs failed; the others are complete.")
 
