@@ -123,12 +123,14 @@ def read_run(job: Job, out: Path) -> list[dict]:
     """A row for each evaluation of a complete run."""
     rows = []
     metrics = read_metrics(job.folder(out))
-    read = {n: f"{n}_{job.metric}" if n.startswith("eval") else n for n in COLUMNS}
+    columns = {n: f"{n}_{job.metric}" if n.startswith("eval") else n for n in COLUMNS}
     for i, frames in enumerate(metrics["frames"]):
-        values = {n: metrics[key][i] if key in metrics else None for n, key in read.items()}
+        values = {n: metrics[key][i] if key in metrics else None for n, key in columns.items()}
         if values["eval"] is not None:
             what = {"environment": job.environment, "candidate": job.candidate}
-            rows.append({**what, "seed": job.seed, "frames": frames, **values})
+            # As the CSV has them, so that a report of it says the same.
+            rounded = {n: v if v is None else float(f"{v:.6g}") for n, v in values.items()}
+            rows.append({**what, "seed": job.seed, "frames": frames, **rounded})
     return rows
 
 
@@ -136,6 +138,11 @@ def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], lis
     """The rows of those runs that are in a report, and were made with the same overrides."""
     if not (folder / "evaluations.csv").exists():
         return {}
+    if not (folder / "overrides.yaml").exists():
+        raise SystemExit(
+            f"{folder}: expected overrides.yaml beside evaluations.csv, found none: nothing says "
+            "what its runs were made with. Report into another folder."
+        )
     made_with = yaml.safe_load((folder / "overrides.yaml").read_text())
     known: dict[tuple[str, str, int], list[dict]] = {
         job.name: []
@@ -282,7 +289,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
     parser.add_argument("--processes", type=int, default=2, help="0: no runs, only the report")
     parser.add_argument("--report", type=Path, help="where the report of complete runs goes")
-    parser.add_argument("--known", type=Path, nargs="+", default=[], help="reports to take runs from")
+    parser.add_argument(
+        "--known", type=Path, nargs="+", default=[], help="reports to take runs from"
+    )
     parser.add_argument("--only", nargs="+", default=[], help="environments or candidates")
     arguments = parser.parse_args()
     jobs = read_study(arguments.study)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,11 +84,15 @@ STUDY = """
 TINY = ["env.total_frames=60", "env.eval_interval=20", "algorithm.epochs=1"]
 
 
-@pytest.fixture
-def study(tmp_path):
-    path = tmp_path / "study.yaml"
+def write_study(folder):
+    path = folder / "study.yaml"
     path.write_text(STUDY.replace("env.num_envs=20", ", ".join([*TINY, "env.num_envs=20"])))
     return path
+
+
+@pytest.fixture
+def study(tmp_path):
+    return write_study(tmp_path)
 
 
 def test_equilibrium_gaps(tmp_path):
@@ -125,6 +130,65 @@ def test_study_runs_resumes_and_reports(tmp_path, study):
     last = [float(r["eval"]) for r in rows if r["candidate"] == "mappo"][2::3]
     assert f"| mappo | {' '.join(f'{x:.3g}' for x in last)}; **{sum(last) / 2:.3f}** |" in report
     assert (tmp_path / "report" / "climbing.png").stat().st_size > 1000
+
+
+class TestStudyGoesOnFromAReport:
+    @pytest.fixture(scope="class")
+    def reported(self, tmp_path_factory):
+        """A report of the study; its runs are gone."""
+        folder = tmp_path_factory.mktemp("reported")
+        runs = ("--out", folder / "runs", "--processes", 1)
+        run("benchmarks/study.py", write_study(folder), *runs, "--report", folder / "report")
+        return folder / "report"
+
+    @pytest.fixture
+    def command(self, tmp_path, study, reported):
+        shutil.copytree(reported, tmp_path / "report")
+        return ("benchmarks/study.py", study, "--out", tmp_path / "elsewhere")
+
+    @staticmethod
+    def report(tmp_path):
+        return ("--report", tmp_path / "report", "--processes", 1)
+
+    @staticmethod
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def test_that_has_all(self, tmp_path, command):
+        before = self.contents(tmp_path / "report")
+        output = run(*command, *self.report(tmp_path))
+        assert "4 of 4 runs complete or left out" in output
+        assert self.contents(tmp_path / "report") == before
+        assert not (tmp_path / "elsewhere").exists()
+
+    def test_that_lacks_a_seed(self, tmp_path, study, command):
+        study.write_text(study.read_text().replace("seeds: 2", "seeds: 3"))
+        before = (tmp_path / "report" / "evaluations.csv").read_text()
+        output = run(*command, *self.report(tmp_path), "--only", "mappo")
+        assert "5 of 6 runs complete or left out" in output
+        after = (tmp_path / "report" / "evaluations.csv").read_text()
+        assert after.startswith(before)
+        assert after.removeprefix(before).count("climbing,mappo,2,") == 3
+
+    def test_unless_it_was_made_with_other_options(self, tmp_path, study, command):
+        text = study.read_text().replace(
+            "[algorithm=mappo]", "[algorithm=mappo, algorithm.lr=0.01]"
+        )
+        study.write_text(text)
+        output = run(*command, "--known", tmp_path / "report", "--only", "nothing")
+        assert "4 of 4 runs complete or left out" in output
+        output = run(*command, "--known", tmp_path / "report", "--processes", 1)
+        assert "2 of 4 runs complete or left out" in output
+        assert sorted(p.name for p in (tmp_path / "elsewhere" / "climbing").iterdir()) == ["mappo"]
+
+    def test_but_not_from_one_that_does_not_say_how_it_was_made(self, tmp_path, command):
+        (tmp_path / "report" / "overrides.yaml").unlink()
+        before = self.contents(tmp_path / "report")
+        arguments = [sys.executable, *map(str, (*command, *self.report(tmp_path)))]
+        result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode != 0
+        assert "expected overrides.yaml" in result.stderr
+        assert self.contents(tmp_path / "report") == before
 
 
 def test_study_of_some_seeds(tmp_path, study):
