@@ -369,6 +369,23 @@ def test_the_policy_is_left_alone(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
 
 
+def test_saturated_actions_are_the_policys_and_inside_the_bounds():
+    """TorchRL keeps squashed actions off the bounds, where their density would be infinite."""
+    policy = mode_policy([WALKERS], [actor_module(WALKERS)], "tanh_normal")
+    for parameter in policy.parameters():
+        nn.init.normal_(parameter, std=30.0)
+    data = random_team([WALKERS], policy, 100)
+    with torch.no_grad():
+        expected = policy(data.clone())["walkers", "action"]
+        for actor in agent_actors(policy):
+            observation = data["walkers", "observation"][:, actor.index]
+            action = actor(observation)["action"]
+            torch.testing.assert_close(action, expected[:, actor.index], atol=1e-7, rtol=1e-7)
+            low, high = LOW[actor.index], HIGH[actor.index]
+            assert ((action > low) & (action < high)).all()
+            assert (action > low + 0.999999 * (high - low)).any()  # as near as they come
+
+
 class TestFolder:
     """Written whole or not at all."""
 
