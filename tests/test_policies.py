@@ -18,6 +18,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
+from torchrl_agentmixer.diagnostics import consistency_metrics
 from torchrl_agentmixer.distributions import (
     IGCCategorical,
     IGCMixture,
@@ -414,6 +415,44 @@ def test_product_policy_log_probs(joint):
         torch.testing.assert_close(td["scouts", "action_log_prob"], expected)
 
 
+@pytest.mark.parametrize("options", [{"seed_dim": 3}, {}], ids=["seed", "no seed"])
+@pytest.mark.parametrize(
+    ("group", "form", "distribution"),
+    [
+        ("scouts", "perturbation", "normal"),
+        ("scouts", "temperature", "normal"),
+        ("tanks", "perturbation", "normal"),
+        ("tanks", "perturbation", "tanh_normal"),
+    ],
+)
+def test_agents_factors_of_the_joint_policy(group, form, distribution, options):
+    """One log-probability for each agent, which are the team's together."""
+    env = TwoGroupsEnv(groups=(group,))
+    forms = {"form": form, "distribution": distribution, "state_key": STATE, "seed_key": SEED}
+    team, agents = (
+        scramble(AgentMixerPolicy.from_env(env, modifier_kwargs=options, joint=joint, **forms))
+        for joint in (True, False)
+    )
+    td = env.reset()
+    if options:
+        td[SEED] = torch.randn(4, 3)
+    torch.manual_seed(0)
+    one = team(td.clone())
+    torch.manual_seed(0)
+    each = agents(td.clone())
+    assert torch.equal(each[group, "action"], one[group, "action"])
+    assert "action_log_prob" not in each
+    per_agent = each[group, "action_log_prob"]
+    assert per_agent.shape == (4, env.action_spec[group].shape[1])
+    torch.testing.assert_close(per_agent.sum(-1), one["action_log_prob"])
+    whole, parts = team.get_dist(td.clone()), agents.get_dist(td.clone())
+    torch.testing.assert_close(parts.entropy().sum(-1), whole.entropy())
+    measured, expected = consistency_metrics(agents, td), consistency_metrics(team, td)
+    for name in ("mode_agreement", "team_mode_agreement", "divergence"):
+        torch.testing.assert_close(measured[name], expected[name], msg=name)
+    assert expected["divergence"] > 0.01
+
+
 # -- gradients -----------------------------------------------------------------------------------
 
 
@@ -592,6 +631,10 @@ def test_construction_errors():
     two = [AgentGroup(name, 2, 5, 3, discrete=True) for name in "ab"]
     with pytest.raises(ValueError, match=r"one group for `joint=False`, got \['a', 'b'\]"):
         product_policy(two, [actor_module(g) for g in two], joint=False)
+    with pytest.raises(ValueError, match=r"one group and no mixture.*\['scouts', 'tanks'\] and 0"):
+        AgentMixerPolicy.from_env(TwoGroupsEnv(), state_key=STATE, joint=False)
+    with pytest.raises(ValueError, match=r"one group and no mixture.*\['agents'\] and 16 comp"):
+        AgentMixerPolicy.from_env(env, form="mixture", joint=False)
     for name in ("n_agents", "observation_dim", "action_dim"):
         sizes = {"n_agents": 2, "observation_dim": 5, "action_dim": 3, name: 0}
         with pytest.raises(ValueError, match=f"'agents': expected `{name}` >= 1, got 0"):

@@ -61,6 +61,10 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         seed_key (NestedKey): the correlation seed, read if ``modifier.seed_dim > 0``;
             :class:`~torchrl_agentmixer.envs.CorrelationSeed` writes it.
         distribution (str): of continuous actions, ``"normal"`` (the paper's) or ``"tanh_normal"``.
+        joint (bool): write one log-probability for the team (the paper's), or one for each agent,
+            ``("agents", "action_log_prob")`` ``[*B, n]``, for a loss with a ratio for each. Given
+            what the Modifier reads the joint policy is a product over agents, unless it is a
+            mixture; one group only.
         temperature, strength, consistency, modified_share (float): first values of the
             coefficients of :class:`~torchrl_agentmixer.distributions.IGCCategorical` and (the last)
             :class:`~torchrl_agentmixer.distributions.IGCMixture`; change them with
@@ -69,7 +73,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         validate_args (bool, optional): see ``IGCCategorical``.
 
     Raises:
-        ValueError: for groups, actors and Modifier that do not fit together.
+        ValueError: for groups, actors and Modifier that do not fit together, or ``joint=False``
+            with several groups or a mixture.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -91,6 +96,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey = "state",
         seed_key: NestedKey = "correlation_seed",
         distribution: ContinuousDistribution = "normal",
+        joint: bool = True,
         temperature: float = 1.0,
         strength: float = 1.0,
         consistency: float = 0.0,
@@ -101,6 +107,12 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         validate_args: bool | None = None,
     ) -> None:
         _check_parts(groups, actors, modifier)
+        if not joint and (len(groups) > 1 or modifier.num_components):
+            raise ValueError(
+                "AgentMixerPolicy: expected one group and no mixture for `joint=False`, got groups "
+                f"{[group.name for group in groups]} and {modifier.num_components} components: use "
+                "`joint=True`, or another `form`."
+            )
         modules: list[TensorDictModuleBase] = list(actors)
         discrete = [group.name for group in groups if group.discrete]
         if discrete:
@@ -117,10 +129,11 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             "margin": margin,
             "validate_args": validate_args,
         }
-        modules.append(_joint_module(groups, modifier, distribution, options))
+        modules.append(_joint_module(groups, modifier, distribution, joint, options))
         super().__init__(*modules)
         self.groups = tuple(groups)
         self.distribution = distribution
+        self.joint = joint
 
     @classmethod
     def from_env(
@@ -277,7 +290,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         """
         if deterministic:
             return mode_policy(self.groups, self.actors, self.distribution)
-        return product_policy(self.groups, self.actors, self.distribution)
+        return product_policy(self.groups, self.actors, self.distribution, joint=self.joint)
 
 
 def _without_choice(
@@ -353,10 +366,12 @@ def _joint_module(
     groups: Sequence[AgentGroup],
     modifier: PolicyModifier,
     distribution: ContinuousDistribution,
+    joint: bool,
     options: dict[str, Any],
 ) -> ProbabilisticTensorDictModule:
     in_keys: dict[str, NestedKey] = {}
     kwargs: dict[str, dict[str, Any]] = {}
+    per = {} if modifier.num_components else {"joint": joint}  # a mixture has no other form
     for group, spec in zip(groups, modifier.groups, strict=True):
         if group.discrete:
             leaves = ["logits", "strength", "consistency", "temperature"]
@@ -367,12 +382,14 @@ def _joint_module(
             in_keys |= {f"{group.name}.{leaf}": group.key(leaf) for leaf in leaves}
             if group.masked:
                 in_keys[f"{group.name}.mask"] = group.key("action_mask")
-            kwargs[group.name] = options
+            kwargs[group.name] = per | options
         else:
             in_keys[f"{group.name}.loc"] = group.key("loc")
             in_keys[f"{group.name}.scale"] = group.key("joint_scale")
-            kwargs[group.name] = {"validate_args": options["validate_args"]} | action_bounds(
-                group, distribution
+            kwargs[group.name] = (
+                per
+                | {"validate_args": options["validate_args"]}
+                | action_bounds(group, distribution)
             )
     classes: dict[str, type] = {
         group.name: distribution_class(group, distribution) for group in groups
@@ -380,7 +397,8 @@ def _joint_module(
     if modifier.num_components:
         classes = dict.fromkeys(classes, IGCMixture)
     builder = GroupedDistributionBuilder(classes, kwargs)
-    return probabilistic_module(groups, in_keys, builder, LOG_PROB_KEY)
+    log_prob_key = LOG_PROB_KEY if joint else groups[0].key(LOG_PROB_KEY)
+    return probabilistic_module(groups, in_keys, builder, log_prob_key)
 
 
 def _check_parts(

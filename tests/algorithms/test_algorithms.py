@@ -480,6 +480,57 @@ def test_huber_loss_against_a_transcription():
     assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("ratio", ["team", "agent"])
+@pytest.mark.parametrize("env_name", ["grid/predator_prey", "vmas/predator_prey"])
+def test_ratio_against_a_transcription(env_name, ratio):
+    """PPO's clipped objective of the team's ratio (Eq. 13), or its mean over the agents' own."""
+    torch.manual_seed(0)
+    env = make_env(env_name, num_envs=32, seed=0)
+    options = {"form": "perturbation", "clip_epsilon": 0.2, "ratio": ratio, "head_gain": 2.0}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, options)
+    data = collect(env, algorithm.policy).reshape(-1)
+    data["advantage"] = torch.randn(*data.shape, 1)
+    data["value_target"] = torch.randn(*data.shape, 1)
+    data["state_value"] = algorithm.critic(data.copy())["state_value"].detach()
+    key = ("agents", "action_log_prob") if ratio == "agent" else "action_log_prob"
+    for parameter in algorithm.policy.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    action = data["agents", "action"]
+    new = algorithm.policy.get_dist(data.copy()).log_prob(action)
+    r = (new - data[key]).exp()  # [N] or [N, n_agents]
+    standardized = (data["advantage"] - data["advantage"].mean()) / data["advantage"].std()
+    a = standardized if ratio == "agent" else standardized.squeeze(-1)
+    expected = -torch.min(r * a, r.clamp(0.8, 1.2) * a).mean()
+    outside = ((r < 0.8) | (r > 1.2)).float().mean()
+    losses = algorithm.loss(data)
+    assert 0.05 < outside < 1
+    torch.testing.assert_close(losses["loss_objective"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["clip_fraction"], outside)
+
+
+@pytest.mark.parametrize("env_name", ["matrix/climbing", "vmas/predator_prey"])
+def test_a_ratio_for_each_agent_trains(env_name):
+    torch.manual_seed(0)
+    env = make_env(env_name, num_envs=6, seed=0)
+    options = {**ONE_STEP, "form": "perturbation", "ratio": "agent", "kl_to_individual": 0.1}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, options)
+    parts = (*algorithm.policy.actors, algorithm.policy.modifier, algorithm.critic)
+    before = copy.deepcopy(parts)
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    for part, old in zip(parts, before, strict=True):
+        pairs = zip(part.parameters(), old.parameters(), strict=True)
+        assert any((p != q).any() for p, q in pairs)
+
+
+def test_ratios_are_of_the_team_or_of_agents():
+    env = make_env("matrix/climbing", num_envs=4)
+    with pytest.raises(ValueError, match="`ratio` 'team' or 'agent', got 'joint'"):
+        make_algorithm("agent_mixer", env, 100, {"ratio": "joint"})
+    with pytest.raises(ValueError, match="no mixture"):
+        make_algorithm("agent_mixer", env, 100, {"ratio": "agent"})
+
+
 @pytest.mark.parametrize("form", ["perturbation", "mixture"])
 def test_kl_pulls_against_the_diagnostics(form):
     """The Modifier learns from the pull back alone; actors from both."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch.distributions import kl_divergence
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.algorithms.ppo import (
@@ -20,7 +19,7 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_value_norm,
 )
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
+from torchrl_agentmixer.diagnostics.consistency import consistency_metrics, team_divergence
 from torchrl_agentmixer.groups import agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
@@ -67,6 +66,9 @@ class AgentMixerConfig(PPOConfig):
         margin: gap between the mode and what ``consistency`` clips, in nats.
         scale_bound: c of the continuous form, in the unit of the action.
         scale_gain: g of the continuous form.
+        ratio: of new over old probability, which PPO clips: of the ``"team"`` (Eq. 13), or of each
+            ``"agent"``, as MAPPO's, where the joint policy is a product given what the Modifier
+            reads: continuous actions, ``form`` ``"perturbation"`` or ``"temperature"``; one group.
     """
 
     lr_modifier: float = 5e-3
@@ -94,11 +96,14 @@ class AgentMixerConfig(PPOConfig):
     margin: float = 1e-2
     scale_bound: float = 0.75
     scale_gain: float = 0.3
+    ratio: str = "team"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed_per not in ("step", "episode"):
             raise ValueError(f"expected `seed_per` 'step' or 'episode', got {self.seed_per!r}.")
+        if self.ratio not in ("team", "agent"):
+            raise ValueError(f"expected `ratio` 'team' or 'agent', got {self.ratio!r}.")
         self.schedules: dict[str, Schedule] = {}
         for name in (*COEFFICIENTS, "kl_to_individual", "kl_to_joint"):
             value = getattr(self, name)
@@ -110,7 +115,8 @@ class AgentMixerConfig(PPOConfig):
 class AgentMixer(PPOAlgorithm):
     """AgentMixer with TorchRL's ``MAPPOLoss`` and ``GAE`` on the joint policy (Eq. 13).
 
-    The team is one learner: one log-probability, one ratio and one advantage for each time step.
+    The team is one learner: one advantage and, with ``ratio="team"``, one log-probability and one
+    ratio for each time step.
     One backward pass trains actors and Modifier, each with its learning rate. Execution is
     decentralized: the individual modes.
 
@@ -157,6 +163,7 @@ class AgentMixer(PPOAlgorithm):
             },
             form=config.form,  # type: ignore[arg-type]
             distribution=config.distribution,
+            joint=config.ratio == "team",
             noise_bound=config.noise_bound,
             noise_gain=config.noise_gain,
             margin=config.margin,
@@ -204,7 +211,7 @@ class AgentMixer(PPOAlgorithm):
                     joint = self.policy.get_dist(minibatch.copy())
                 with torch.set_grad_enabled(not joint_moves):
                     individual = self.individual_policy.get_dist(minibatch.copy())
-                loss = loss + weight * kl_divergence(joint, individual).mean()
+                loss = loss + weight * team_divergence(joint, individual, minibatch.ndim).mean()
         return loss
 
     def on_progress(self, progress: float) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchrl_agentmixer.diagnostics.consistency import consistency_metrics, mode_agreement
+from torchrl_agentmixer.diagnostics.consistency import (
+    consistency_metrics,
+    mode_agreement,
+    team_divergence,
+)
 from torchrl_agentmixer.diagnostics.equilibrium import (
     EquilibriumGap,
     coarse_correlated_equilibrium_gap,
@@ -24,6 +28,7 @@ __all__ = [
     "joint_action_probs",
     "mode_agreement",
     "nash_gap",
+    "team_divergence",
 ]
 
 

@@ -63,9 +63,29 @@ def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> Tenso
         {
             "mode_agreement": agents,
             "team_mode_agreement": teams,
-            "divergence": kl_divergence(joint, product).mean(),
+            "divergence": team_divergence(joint, product, data.ndim).mean(),
         }
     )
+
+
+def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.Tensor:
+    r"""``KL(p || q)`` of the whole team ``[*B]``, in nats, also where ``p`` and ``q`` have one for
+    each agent.
+
+    Args:
+        p (Distribution): over a team's actions, such as a policy's ``get_dist(data)``.
+        q (Distribution): another one, of the same shapes.
+        batch_dims (int): number of dimensions of ``*B``, such as ``data.ndim``.
+
+    Examples:
+        >>> from torchrl_agentmixer.distributions import IGCNormal
+        >>> loc, scale = torch.ones(4, 3, 2), torch.ones(())
+        >>> agents = [IGCNormal(x, scale, joint=False) for x in (loc, 0 * loc)]
+        >>> team_divergence(*agents, batch_dims=1)  # half of the squared distance
+        tensor([3., 3., 3., 3.])
+    """
+    divergence = kl_divergence(p, q)
+    return divergence.sum(-1) if divergence.ndim > batch_dims else divergence
 
 
 def _modes(dist: Distribution) -> tuple[torch.Tensor, ...]:
