@@ -149,6 +149,7 @@ def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], lis
         for job in jobs
         if made_with.get(job.environment, {}).get(job.candidate) == list(job.overrides)
     }
+    left_out = set()
     with (folder / "evaluations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             what = {"environment": row["environment"], "candidate": row["candidate"]}
@@ -157,6 +158,12 @@ def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], lis
             name = (row["environment"], row["candidate"], numbers["seed"])
             if name in known:
                 known[name].append({**what, **numbers, **values})
+            else:
+                left_out.add(f"{row['environment']}/{row['candidate']}")
+    if left_out:
+        print(
+            f"{folder}: not in this study, or with other overrides: {', '.join(sorted(left_out))}"
+        )
     return {name: rows for name, rows in known.items() if rows}
 
 

@@ -179,6 +179,7 @@ class TestStudyGoesOnFromAReport:
         assert "4 of 4 runs complete or left out" in output
         output = run(*command, "--known", tmp_path / "report", "--processes", 1)
         assert "2 of 4 runs complete or left out" in output
+        assert "report: not in this study, or with other overrides: climbing/mappo\n" in output
         assert sorted(p.name for p in (tmp_path / "elsewhere" / "climbing").iterdir()) == ["mappo"]
 
     def test_but_not_from_one_that_does_not_say_how_it_was_made(self, tmp_path, command):
