@@ -29,6 +29,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -250,7 +251,10 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
 def report(
     jobs: list[Job], out: Path, target: Path, known: dict[tuple[str, str, int], list[dict]]
 ) -> None:
-    """Write the CSV, tables and plots of what is complete, or ``known`` from reports."""
+    """Write the CSV, tables and plots of what is complete, or ``known`` from reports.
+
+    What was there is replaced when all of it is written.
+    """
     rows, made_with = [], {}
     for job in jobs:
         found = read_run(job, out) if job.folder(out).exists() else known.get(job.name)
@@ -259,20 +263,25 @@ def report(
             made_with.setdefault(job.environment, {})[job.candidate] = list(job.overrides)
     if not rows:
         raise SystemExit(f"{out}: expected complete runs of this study, found none.")
+    environments = list(dict.fromkeys(row["environment"] for row in rows))
+    tables = "\n".join(f"### {name}\n\n{table(rows, name)}\n" for name in environments)
     target.mkdir(parents=True, exist_ok=True)
-    with (target / "evaluations.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-        )
-    (target / "overrides.yaml").write_text(yaml.safe_dump(made_with, sort_keys=False))
-    tables = []
-    for environment in dict.fromkeys(row["environment"] for row in rows):
-        plot(rows, environment, target / f"{environment}.png")
-        tables.append(f"### {environment}\n\n{table(rows, environment)}\n")
-    (target / "tables.md").write_text("\n".join(tables))
-    print("\n".join(tables))
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+        unfinished = Path(folder)
+        with (unfinished / "evaluations.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+                for row in rows
+            )
+        (unfinished / "overrides.yaml").write_text(yaml.safe_dump(made_with, sort_keys=False))
+        (unfinished / "tables.md").write_text(tables)
+        for name in environments:
+            plot(rows, name, unfinished / f"{name}.png")
+        for path in sorted(unfinished.iterdir()):
+            path.replace(target / path.name)
+    print(tables)
 
 
 def run_all(jobs: list[Job], out: Path, processes: int) -> int:

@@ -16,7 +16,7 @@ from torchrl_agentmixer.training import RunDirectory
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import scale_out  # noqa: E402
-from study import probability_of_improvement, read_study  # noqa: E402
+from study import probability_of_improvement, read_report, read_study, report  # noqa: E402
 
 
 def run(*arguments):
@@ -181,6 +181,19 @@ class TestStudyGoesOnFromAReport:
         assert "2 of 4 runs complete or left out" in output
         assert "report: not in this study, or with other overrides: climbing/mappo\n" in output
         assert sorted(p.name for p in (tmp_path / "elsewhere" / "climbing").iterdir()) == ["mappo"]
+
+    def test_which_stays_when_another_cannot_be_written(
+        self, tmp_path, study, command, monkeypatch
+    ):
+        before = self.contents(tmp_path / "report")
+        jobs = read_study(study)
+        known = read_report(jobs, tmp_path / "report")
+        assert len(known) == 4
+        monkeypatch.setattr("study.plot", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report(jobs[:1], tmp_path / "runs", tmp_path / "report", known)
+        assert self.contents(tmp_path / "report") == before
+        assert not list(tmp_path.glob(".report*"))
 
     def test_but_not_from_one_that_does_not_say_how_it_was_made(self, tmp_path, command):
         (tmp_path / "report" / "overrides.yaml").unlink()

@@ -77,6 +77,9 @@ def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.
         q (Distribution): another one, of the same shapes.
         batch_dims (int): number of dimensions of ``*B``, such as ``data.ndim``.
 
+    Raises:
+        NotImplementedError: by PyTorch, for distributions whose divergence it does not know.
+
     Examples:
         >>> from torchrl_agentmixer.distributions import IGCNormal
         >>> loc, scale = torch.ones(4, 3, 2), torch.ones(())
