@@ -28,6 +28,7 @@ PACKAGES = (
     "envs",
     "export",
     "modules",
+    "objectives",
     "reporting",
     "training",
 )

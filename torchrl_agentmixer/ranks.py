@@ -142,10 +142,31 @@ def mean_and_std(
     """
     kept = {dim % value.ndim for dim in exclude_dims}
     dims = [dim for dim in range(value.ndim) if dim not in kept]
+    if world_size() == 1:
+        return value.mean(dims, keepdim=True), value.std(dims, keepdim=True)
     count = world_size() * int(np.prod([value.shape[dim] for dim in dims]))
     center = mean(value.mean(dims, keepdim=True))
     squares = mean((value - center).square().sum(dims, keepdim=True)) * world_size()
     return center, (squares / (count - 1)).sqrt()
+
+
+def standardized(value: torch.Tensor, *, exclude_dims: Sequence[int] = ()) -> torch.Tensor:
+    """Entries of mean 0 and standard deviation 1 over all ranks; a single one as it is.
+
+    Args:
+        value (torch.Tensor): one of the same shape on each rank, such as advantages.
+
+    Keyword Args:
+        exclude_dims (sequence of int): dimensions whose entries are standardized apart.
+
+    Examples:
+        >>> standardized(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([-1.,  0.,  1.])
+    """
+    if value.numel() * world_size() == 1:
+        return value
+    center, std = mean_and_std(value, exclude_dims=exclude_dims)
+    return (value - center) / std.clamp_min(1e-6)
 
 
 def mean_row(row: Mapping[str, float]) -> dict[str, float]:

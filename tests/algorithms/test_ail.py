@@ -14,7 +14,7 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.algorithms import AIL, AILConfig, Schedule, make_algorithm
-from torchrl_agentmixer.algorithms.ail import CentralActor
+from torchrl_agentmixer.algorithms.central_actor import CentralActor
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 from torchrl_agentmixer.groups import AgentGroup
 

@@ -451,35 +451,6 @@ def test_unknown_names_are_explained():
         make_algorithm("mappo", env, 100, {"epochs": 0})
 
 
-def test_huber_loss_against_a_transcription():
-    """MAPPO's value loss: Huber at ``delta`` on normalized values, the larger of clipped or not."""
-    env = make_env("matrix/climbing", num_envs=64)
-    algorithm = make_algorithm("mappo", env, 100, {"huber_delta": 0.5, "clip_value": 0.1})
-    batch = collect(env, algorithm.policy, steps=1)
-    algorithm.update(batch)
-    data = collect(env, algorithm.policy, steps=1).reshape(-1)
-    with torch.no_grad():
-        data["state_value"] = algorithm.critic(data.copy())["state_value"] - 3.0
-    data["advantage"] = torch.randn(64, 1)
-    data["value_target"] = 5 * torch.randn(64, 1)
-
-    loss, norm = algorithm.loss, copy.deepcopy(algorithm.loss.value_norm)
-    norm.update(data["value_target"])
-    predicted = algorithm.critic(data.copy())["state_value"]
-    actual = loss(data)["loss_critic"]
-
-    def huber(error, delta=0.5):
-        small = error.abs() <= delta
-        return torch.where(small, 0.5 * error**2, delta * (error.abs() - 0.5 * delta))
-
-    value, old, target = (
-        norm.normalize(x) for x in (predicted, data["state_value"], data["value_target"])
-    )
-    clipped = old + (value - old).clamp(-0.1, 0.1)
-    expected = torch.max(huber(value - target), huber(clipped - target)).mean()
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
-
-
 @pytest.mark.parametrize("ratio", ["team", "agent"])
 @pytest.mark.parametrize("env_name", ["grid/predator_prey", "vmas/predator_prey"])
 def test_ratio_against_a_transcription(env_name, ratio):

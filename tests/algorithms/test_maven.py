@@ -14,8 +14,8 @@ from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_agentmixer.algorithms import MAVENConfig, Schedule, make_algorithm
-from torchrl_agentmixer.algorithms.maven import LatentMixer, LatentUtilities
 from torchrl_agentmixer.envs import MatrixGameEnv, RecallEnv, climbing, make_env, with_memory
+from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
 from torchrl_agentmixer.training import evaluate
 
 ROOT = Path(__file__).parents[2]

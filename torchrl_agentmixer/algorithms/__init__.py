@@ -7,6 +7,7 @@ from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO, AutoregressivePolicy
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.in_turn import InTurnPolicy
+from torchrl_agentmixer.algorithms.latent_policy import LatentPolicy
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import (
     MAT,
@@ -15,8 +16,8 @@ from torchrl_agentmixer.algorithms.mat import (
     MATDecConfig,
     TransformerPolicy,
 )
-from torchrl_agentmixer.algorithms.maven import MAVEN, LatentPolicy, MAVENConfig
-from torchrl_agentmixer.algorithms.ppo import HuberPPOLoss, PPOAlgorithm, PPOConfig
+from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
+from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
 from torchrl_agentmixer.algorithms.registry import (
     available_algorithms,
     decentralized_execution,
@@ -41,7 +42,6 @@ __all__ = [
     "AgentMixerSACConfig",
     "AutoregressivePolicy",
     "HAPPOConfig",
-    "HuberPPOLoss",
     "InTurnPolicy",
     "LatentPolicy",
     "MATConfig",

@@ -15,7 +15,6 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.ppo import (
-    HuberPPOLoss,
     PPOAlgorithm,
     PPOConfig,
     make_gae,
@@ -31,6 +30,7 @@ from torchrl_agentmixer.decentralized import (
 )
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, value_module
+from torchrl_agentmixer.objectives import HuberPPOLoss
 
 
 @dataclass(kw_only=True)
@@ -141,7 +141,7 @@ class HAPPO(PPOAlgorithm):
         Adds the metrics ``factor``, the mean over turns of the mean compound factor, which is 1 in
         expectation, and ``factor_std``, the mean over turns of its spread over the batch.
         """
-        advantage = standardized(data["advantage"])  # [*B, 1]
+        advantage = ranks.standardized(data["advantage"])  # [*B, 1]
         factor = torch.ones_like(advantage)
         logs = []
         for turn in self._order():
@@ -272,18 +272,3 @@ class AgentTurn(nn.Module):
         """New over old probability of the actions in what :meth:`select` returned, ``[*B, 1]``."""
         new = self.policy.get_dist(own.copy()).log_prob(own[self.group.key("action")])
         return (new - own[self.group.key(LOG_PROB_KEY)]).exp()
-
-
-def standardized(advantage: torch.Tensor) -> torch.Tensor:
-    """Advantages of mean 0 and standard deviation 1 over all ranks' batches; a single one as it is.
-
-    Examples:
-        >>> standardized(torch.tensor([1.0, 2.0, 3.0])).tolist()
-        [-1.0, 0.0, 1.0]
-    """
-    if advantage.numel() == 1:
-        return advantage
-    mean, std = advantage.mean(), advantage.std()
-    if ranks.world_size() > 1:
-        mean, std = ranks.mean_and_std(advantage)
-    return (advantage - mean) / std.clamp_min(1e-6)

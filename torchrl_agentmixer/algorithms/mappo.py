@@ -14,7 +14,6 @@ from torchrl.objectives.value import MultiAgentGAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
 from torchrl_agentmixer.algorithms.ppo import (
-    HuberPPOLoss,
     PPOAlgorithm,
     PPOConfig,
     make_gae,
@@ -24,6 +23,7 @@ from torchrl_agentmixer.algorithms.ppo import (
 from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, DecentralizedCritic, value_module
+from torchrl_agentmixer.objectives import HuberPPOLoss
 
 CriticParts = list[tuple[TensorDictModuleBase, PopArtValueNorm, ValueEstimatorBase]]
 

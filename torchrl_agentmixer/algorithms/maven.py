@@ -8,28 +8,24 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy, one_hot
-from torchrl.data import Categorical as CategoricalSpec
-from torchrl.data import Composite
 from torchrl.envs import EnvBase
-from torchrl.envs.transforms import TensorDictPrimer
-from torchrl.envs.utils import ExplorationType, exploration_type
-from torchrl.modules import QMixer, QValueModule
+from torchrl.modules import QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
 from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
+from torchrl_agentmixer.algorithms.latent_policy import LatentPolicy, masked
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, only_group, state_dim
-from torchrl_agentmixer.modules.actors import MultiAgentBody
+from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
-_DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
 
@@ -112,182 +108,6 @@ class MAVENConfig:
                 "transitions, and the utilities have no memory. Use `mappo`, `happo`, `armappo`, "
                 "`mat_dec` or `agent_mixer` for agents that remember."
             )
-
-
-class LatentUtilities(nn.Module):
-    r"""Every agent's utilities of its actions, :math:`Q_i(o_i, a; z)`: a last layer for each z.
-
-    The paper generates the last layer by a network from one-hot z and agent; over finitely many of
-    both that is a choice among layers, and here they are parameters.
-
-    Args:
-        n_agents (int): number of agents.
-        observation_dim (int): entries of one agent's observation.
-        num_actions (int): actions of each agent.
-        num_latents (int): values of the latent.
-
-    Keyword Args:
-        share_params (bool): one network for all agents, which then reads the agent's index as well.
-        **kwargs: options of :class:`MultiAgentBody`.
-
-    Examples:
-        >>> utilities = LatentUtilities(3, 5, num_actions=4, num_latents=8)
-        >>> utilities(torch.randn(7, 3, 5), torch.randint(8, (7, 1))).shape
-        torch.Size([7, 3, 4])
-    """
-
-    def __init__(
-        self,
-        n_agents: int,
-        observation_dim: int,
-        num_actions: int,
-        num_latents: int,
-        *,
-        share_params: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        self.sizes = (num_latents, num_actions)
-        self.share_params = share_params
-        self.body = MultiAgentBody(
-            n_agents,
-            observation_dim + (n_agents if share_params else 0),
-            out_dim=num_latents * num_actions,
-            share_params=share_params,
-            out_gain=1.0,
-            **kwargs,
-        )
-
-    def forward(self, observation: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """Map observations ``[*B, n, o]`` and latent ``[*B, 1]`` to utilities ``[*B, n, K]``."""
-        if self.share_params:
-            index = torch.eye(observation.shape[-2], device=observation.device)
-            index = index.expand(*observation.shape[:-1], -1).to(observation.dtype)
-            observation = torch.cat([observation, index], -1)
-        utilities = self.body(observation).unflatten(-1, self.sizes)  # [*B, n, m, K]
-        choice = latent[..., None, None].expand(*utilities.shape[:-2], 1, self.sizes[1])
-        return utilities.gather(-2, choice).squeeze(-2)
-
-
-class LatentMixer(nn.Module):
-    r"""QMIX's monotone mixer on the state and the latent: :math:`Q_{tot}(s, z)`, on ``QMixer``.
-
-    Args:
-        n_agents (int): number of agents.
-        state_dim (int): entries of the state.
-        num_latents (int): values of the latent.
-
-    Keyword Args:
-        mixer_dim (int): width.
-
-    Examples:
-        >>> mixer = LatentMixer(3, 10, num_latents=8)
-        >>> mixer(torch.randn(7, 3, 1), torch.randn(7, 10), torch.randint(8, (7, 1))).shape
-        torch.Size([7, 1])
-    """
-
-    def __init__(
-        self, n_agents: int, state_dim: int, num_latents: int, *, mixer_dim: int = 32
-    ) -> None:
-        super().__init__()
-        self.num_latents = num_latents
-        self.mixer = QMixer((state_dim + num_latents,), mixer_dim, n_agents, device="cpu")
-
-    def forward(
-        self, chosen: torch.Tensor, state: torch.Tensor, latent: torch.Tensor
-    ) -> torch.Tensor:
-        """Mix the agents' chosen utilities ``[*B, n, 1]`` into the team's value ``[*B, 1]``."""
-        context = one_hot(latent.squeeze(-1), self.num_latents).to(state.dtype)
-        return self.mixer.mix(chosen, torch.cat([state, context], -1))
-
-
-class LatentPolicy(TensorDictModuleBase):
-    r"""Epsilon-greedy on utilities that share a latent, drawn where an episode starts.
-
-    Where ``"is_init"`` is true a hierarchical policy :math:`p(z \mid s_0)` reads the state and
-    draws ``"latent"``; elsewhere the latent is carried, as memories of actors are: see
-    :func:`~torchrl_agentmixer.envs.with_memory`. Where TorchRL's exploration type is deterministic
-    the latent is the hierarchical policy's mode, and actions are greedy.
-
-    Args:
-        utilities (TensorDictModule): maps ``(group, "observation")`` and ``"latent"`` to ``(group,
-            "action_value")`` ``[*B, n, K]``.
-        latent_logits (nn.Module): maps the state ``[*B, s]`` to ``[*B, m]``.
-        group (AgentGroup): the agents.
-
-    Keyword Args:
-        num_latents (int): values of the latent, m.
-        greedy (bool): act by the modes, whatever the exploration type is.
-
-    Examples:
-        >>> from torchrl_agentmixer.envs import make_env, with_memory
-        >>> env = make_env("grid/predator_prey", num_envs=4)
-        >>> policy = MAVEN(env, total_frames=100).policy
-        >>> latent = with_memory(env, policy).rollout(5, policy)["latent"]
-        >>> bool((latent == latent[:, :1]).all())
-        True
-    """
-
-    def __init__(
-        self,
-        utilities: TensorDictModule,
-        latent_logits: nn.Module,
-        group: AgentGroup,
-        *,
-        num_latents: int,
-        greedy: bool = False,
-    ) -> None:
-        super().__init__()
-        self.utilities = utilities
-        self.latent_logits = latent_logits
-        self.group = group
-        self.num_latents = num_latents
-        self.greedy = greedy
-        self.register_buffer("epsilon", torch.tensor(0.0))
-        self._mask_key = group.key("action_mask") if group.masked else None
-        mask_keys = [self._mask_key] if self._mask_key else []
-        self.in_keys = [group.key("observation"), *mask_keys, "state", "latent", "is_init"]
-        self.out_keys = [
-            group.key("action_value"),
-            group.key("action"),
-            "latent",
-            ("next", "latent"),
-        ]
-
-    def deterministic(self) -> LatentPolicy:
-        """The policy of the modes; it shares the parameters."""
-        return type(self)(
-            self.utilities,
-            self.latent_logits,
-            self.group,
-            num_latents=self.num_latents,
-            greedy=True,
-        )
-
-    def make_tensordict_primer(self) -> TensorDictPrimer:
-        """What TorchRL's ``get_primers_from_module`` collects: an entry for the latent."""
-        latent = CategoricalSpec(self.num_latents, shape=(1,))
-        return TensorDictPrimer(Composite(latent=latent), expand_specs=True, default_value=0)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Draw the latent where an episode starts, and act."""
-        greedy = self.greedy or exploration_type() in _DETERMINISTIC
-        logits = self.latent_logits(tensordict["state"]).detach()
-        drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
-        latent = torch.where(tensordict["is_init"], drawn.unsqueeze(-1), tensordict["latent"])
-        tensordict.set("latent", latent)
-        tensordict.set(("next", "latent"), latent)
-        self.utilities(tensordict)
-        utilities = tensordict[self.group.key("action_value")].detach()  # [*B, n, K]
-        action = self._best(utilities, tensordict)
-        if not greedy:
-            explored = self._best(torch.rand_like(utilities), tensordict)  # uniform, legal
-            explore = torch.rand_like(utilities[..., 0]) < self.epsilon
-            action = torch.where(explore, explored, action)
-        return tensordict.set(self.group.key("action"), action)
-
-    def _best(self, score: torch.Tensor, tensordict: TensorDictBase) -> torch.Tensor:
-        return _masked(score, tensordict, self._mask_key).argmax(-1)
 
 
 class MAVEN(nn.Module):
@@ -488,7 +308,7 @@ class MAVEN(nn.Module):
         """
         group, latent = self.group, data["latent"].squeeze(-1)
         mask_key = group.key("action_mask") if group.masked else None
-        utilities = _masked(data[group.key("action_value")], data, mask_key)
+        utilities = masked(data[group.key("action_value")], data, mask_key)
         behavior = (utilities / self.config.temperature).softmax(-1).flatten(-2)  # [N, n * K]
         logits = self.discriminator(torch.cat([data["state"], behavior], -1))
         loss = cross_entropy(logits, latent)
@@ -618,12 +438,6 @@ def _classifier(
     """Logits of a class; about uniform at first."""
     net = layer_norm_mlp(in_dim, hidden, input_norm=input_norm)
     return net.append(orthogonal_(nn.Linear([in_dim, *hidden][-1], classes), gain=0.01))
-
-
-def _masked(score: torch.Tensor, tensordict: TensorDictBase, mask_key: Any) -> torch.Tensor:
-    if mask_key is None:
-        return score
-    return score.masked_fill(~tensordict[mask_key], torch.finfo(score.dtype).min)
 
 
 def _to(state: Any, device: torch.device | None) -> Any:

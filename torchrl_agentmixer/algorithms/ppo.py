@@ -19,6 +19,7 @@ from torchrl.objectives.value.advantages import ValueEstimatorBase
 from torchrl_agentmixer import ranks
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
+from torchrl_agentmixer.objectives import HuberPPOLoss, ValueNormOfRanks
 
 Scheduled = float | Schedule | Mapping[str, Any]
 ClipEpsilon = float | tuple[Scheduled, Scheduled]
@@ -109,78 +110,6 @@ class PPOConfig:
                 )
 
 
-class HuberPPOLoss(MAPPOLoss):
-    """TorchRL's ``MAPPOLoss`` with MAPPO's Huber value loss, whose threshold is not 1.
-
-    TorchRL's ``smooth_l1`` has its corner at 1. With prediction and target divided by
-    ``huber_delta`` on the way in, and the loss multiplied by its square on the way out, the corner
-    is at ``huber_delta``; value clipping stays in normalized units.
-
-    Args:
-        *args: as ``MAPPOLoss``.
-
-    Keyword Args:
-        huber_delta (float): the threshold, in normalized units.
-        clip_value (float): value clipping range, in normalized units.
-        critic_coeff (float): weight of the value loss.
-        **kwargs: as ``MAPPOLoss``.
-    """
-
-    def __init__(
-        self, *args: Any, huber_delta: float, clip_value: float, critic_coeff: float, **kwargs: Any
-    ) -> None:
-        super().__init__(
-            *args,
-            clip_value=clip_value / huber_delta,
-            critic_coeff=critic_coeff * huber_delta**2,
-            loss_critic_type="smooth_l1",
-            **kwargs,
-        )
-        self.huber_delta = huber_delta
-
-    def _critic_loss_inputs(
-        self,
-        target_return: torch.Tensor,
-        state_value: torch.Tensor,
-        old_state_value: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        inputs = super()._critic_loss_inputs(target_return, state_value, old_state_value)
-        target, value, old = inputs
-        delta = self.huber_delta
-        return target / delta, value / delta, None if old is None else old / delta
-
-    def _standardize_advantage(
-        self, advantage: torch.Tensor, tensordict: TensorDictBase
-    ) -> torch.Tensor:
-        if ranks.world_size() == 1:
-            return super()._standardize_advantage(advantage, tensordict)
-        exclude = self.normalize_advantage_exclude_dims
-        mean, std = ranks.mean_and_std(advantage, exclude_dims=exclude)
-        return (advantage - mean) / std.clamp_min(1e-6)
-
-
-class ValueNormOfRanks(PopArtValueNorm):
-    """TorchRL's ``PopArtValueNorm`` on the value targets of all ranks.
-
-    Moments are linear in the batch: the means over ranks are those of the joined batch.
-
-    Args:
-        **kwargs: as ``PopArtValueNorm``.
-
-    Examples:
-        >>> norm = ValueNormOfRanks(shape=1)
-        >>> norm.update(torch.tensor([[1.0], [3.0]]))
-        >>> round(norm.normalize(torch.tensor([3.0])).item(), 3)
-        1.0
-    """
-
-    @torch.no_grad()
-    def update(self, value_target: torch.Tensor) -> None:
-        """Fold value targets ``[*B, 1]`` in."""
-        super().update(value_target)
-        ranks.average_([self.running_mean, self.running_mean_sq])
-
-
 class PPOAlgorithm(nn.Module):
     """One on-policy method: a policy to collect with, one to execute, and an update.
 
@@ -247,6 +176,7 @@ class PPOAlgorithm(nn.Module):
         batch = batch.detach()
         with torch.no_grad():
             self.advantage(batch)
+        batch = batch.exclude("next")  # the advantage has read it; minibatches need not carry it
         data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
         with set_recurrent_mode(True):
             metrics = self.learn(data).update(self.diagnose(data))

@@ -1,4 +1,4 @@
-"""Plain networks: actors, Policy Modifier, critics."""
+"""Plain networks: actors, Policy Modifier, critics, and those of the compared methods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchrl_agentmixer.modules.critics import (
     JointActionCritic,
     value_module,
 )
+from torchrl_agentmixer.modules.latent import LatentMixer, LatentUtilities
 from torchrl_agentmixer.modules.mixer import AgentMixing, MixerBlock
 from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
@@ -24,6 +25,8 @@ __all__ = [
     "GaussianActor",
     "IGCCoefficients",
     "JointActionCritic",
+    "LatentMixer",
+    "LatentUtilities",
     "MixerBlock",
     "ModifierGroup",
     "MultiAgentBody",

@@ -1,0 +1,63 @@
+"""MAPPO's value loss on TorchRL's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torchrl.modules import PopArtValueNorm
+
+from torchrl_agentmixer import AgentMixerPolicy
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.objectives import HuberPPOLoss
+
+
+def huber(error, delta):
+    small = error.abs() <= delta
+    return torch.where(small, 0.5 * error**2, delta * (error.abs() - 0.5 * delta))
+
+
+def make_loss(policy, critic, **kwargs):
+    loss = HuberPPOLoss(
+        policy,
+        critic,
+        value_norm=PopArtValueNorm(shape=1),
+        normalize_advantage_exclude_dims=(),
+        **kwargs,
+    )
+    return loss
+
+
+@pytest.mark.parametrize("value_key", ["state_value", ("critics", "central", "value")])
+def test_against_a_transcription(value_key):
+    """Huber at ``delta`` on normalized values, the larger of clipped or not; under any key."""
+    torch.manual_seed(0)
+    env = make_env("matrix/climbing", num_envs=64)
+    policy = AgentMixerPolicy.from_env(env)
+    critic = TensorDictModule(torch.nn.Linear(1, 1), ["state"], [value_key])
+    loss = make_loss(policy, critic, huber_delta=0.5, clip_value=0.1, critic_coeff=2.0)
+    loss.set_keys(action=("agents", "action"), value=value_key)
+    data = env.rollout(1, policy).reshape(-1).detach()
+    with torch.no_grad():
+        data[value_key] = critic(data.copy())[value_key] - 3.0
+    data["advantage"] = torch.randn(64, 1)
+    data["value_target"] = 5 * torch.randn(64, 1)
+
+    norm = copy.deepcopy(loss.value_norm)
+    norm.update(data["value_target"])
+    predicted = critic(data.copy())[value_key]
+    actual = loss(data)["loss_critic"]
+
+    value, old, target = (
+        norm.normalize(x) for x in (predicted, data[value_key], data["value_target"])
+    )
+    clipped = old + (value - old).clamp(-0.1, 0.1)
+    expected = torch.max(huber(value - target, 0.5), huber(clipped - target, 0.5)).mean()
+    assert actual.item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_a_threshold_that_is_none():
+    with pytest.raises(ValueError, match="expected `huber_delta` > 0, got 0"):
+        HuberPPOLoss(None, None, huber_delta=0.0)

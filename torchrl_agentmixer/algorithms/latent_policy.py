@@ -1,0 +1,115 @@
+"""A team that acts on a latent which it shares for an episode, as in MAVEN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import nn
+from torch.distributions import Categorical
+from torchrl.data import Categorical as CategoricalSpec
+from torchrl.data import Composite
+from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.utils import exploration_type
+
+from torchrl_agentmixer.algorithms.in_turn import DETERMINISTIC
+from torchrl_agentmixer.groups import AgentGroup
+
+
+class LatentPolicy(TensorDictModuleBase):
+    r"""Epsilon-greedy on utilities that share a latent, drawn where an episode starts.
+
+    Where ``"is_init"`` is true a hierarchical policy :math:`p(z \mid s_0)` reads the state and
+    draws ``"latent"``; elsewhere the latent is carried, as memories of actors are: see
+    :func:`~torchrl_agentmixer.envs.with_memory`. Where TorchRL's exploration type is deterministic
+    the latent is the hierarchical policy's mode, and actions are greedy.
+
+    Args:
+        utilities (TensorDictModule): maps ``(group, "observation")`` and ``"latent"`` to ``(group,
+            "action_value")`` ``[*B, n, K]``.
+        latent_logits (nn.Module): maps the state ``[*B, s]`` to ``[*B, m]``.
+        group (AgentGroup): the agents.
+
+    Keyword Args:
+        num_latents (int): values of the latent, m.
+        greedy (bool): act by the modes, whatever the exploration type is.
+
+    Examples:
+        >>> from torchrl_agentmixer.algorithms import MAVEN
+        >>> from torchrl_agentmixer.envs import make_env, with_memory
+        >>> env = make_env("grid/predator_prey", num_envs=4)
+        >>> policy = MAVEN(env, total_frames=100).policy
+        >>> latent = with_memory(env, policy).rollout(5, policy)["latent"]
+        >>> bool((latent == latent[:, :1]).all())
+        True
+    """
+
+    def __init__(
+        self,
+        utilities: TensorDictModule,
+        latent_logits: nn.Module,
+        group: AgentGroup,
+        *,
+        num_latents: int,
+        greedy: bool = False,
+    ) -> None:
+        super().__init__()
+        self.utilities = utilities
+        self.latent_logits = latent_logits
+        self.group = group
+        self.num_latents = num_latents
+        self.greedy = greedy
+        self.register_buffer("epsilon", torch.tensor(0.0))
+        self._mask_key = group.key("action_mask") if group.masked else None
+        mask_keys = [self._mask_key] if self._mask_key else []
+        self.in_keys = [group.key("observation"), *mask_keys, "state", "latent", "is_init"]
+        self.out_keys = [
+            group.key("action_value"),
+            group.key("action"),
+            "latent",
+            ("next", "latent"),
+        ]
+
+    def deterministic(self) -> LatentPolicy:
+        """The policy of the modes; it shares the parameters."""
+        return type(self)(
+            self.utilities,
+            self.latent_logits,
+            self.group,
+            num_latents=self.num_latents,
+            greedy=True,
+        )
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """What TorchRL's ``get_primers_from_module`` collects: an entry for the latent."""
+        latent = CategoricalSpec(self.num_latents, shape=(1,))
+        return TensorDictPrimer(Composite(latent=latent), expand_specs=True, default_value=0)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Draw the latent where an episode starts, and act."""
+        greedy = self.greedy or exploration_type() in DETERMINISTIC
+        logits = self.latent_logits(tensordict["state"]).detach()
+        drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
+        latent = torch.where(tensordict["is_init"], drawn.unsqueeze(-1), tensordict["latent"])
+        tensordict.set("latent", latent)
+        tensordict.set(("next", "latent"), latent)
+        self.utilities(tensordict)
+        utilities = tensordict[self.group.key("action_value")].detach()  # [*B, n, K]
+        action = self._best(utilities, tensordict)
+        if not greedy:
+            explored = self._best(torch.rand_like(utilities), tensordict)  # uniform, legal
+            explore = torch.rand_like(utilities[..., 0]) < self.epsilon
+            action = torch.where(explore, explored, action)
+        return tensordict.set(self.group.key("action"), action)
+
+    def _best(self, score: torch.Tensor, tensordict: TensorDictBase) -> torch.Tensor:
+        return masked(score, tensordict, self._mask_key).argmax(-1)
+
+
+def masked(score: torch.Tensor, tensordict: TensorDictBase, mask_key: Any) -> torch.Tensor:
+    """Scores ``[*B, n, K]``, lowest where an action is not allowed."""
+    if mask_key is None:
+        return score
+    return score.masked_fill(~tensordict[mask_key], torch.finfo(score.dtype).min)

@@ -1,0 +1,7 @@
+"""Losses that TorchRL lacks."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss, ValueNormOfRanks
+
+__all__ = ["HuberPPOLoss", "ValueNormOfRanks"]
