@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torchrl.envs import TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_agentmixer import algorithms
@@ -144,6 +145,18 @@ class TestConformance:
             before, after = (policy(x.copy())["agents", "action"] for x in (data, disturbed))
             moved |= {i for i in (0, -1) if not torch.equal(before[:, i], after[:, i])}
         assert moved == ({0} if algorithm.decentralized_execution else {0, -1})
+
+    def test_modes_are_one_where_there_is_no_joint_policy(self, name, env, memory):
+        """The loop evaluates the policy's mode and the executed one once if they are the same."""
+        torch.manual_seed(0)
+        algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05, **memory})
+        if algorithm.policy is algorithm.individual_policy:
+            algorithm.update(collect(env, algorithm.policy))
+            data = with_memory(env, algorithm.policy).rollout(3, algorithm.policy).detach()[:, -1]
+            data = data.select(*algorithm.policy.in_keys)
+            with set_exploration_type(ExplorationType.DETERMINISTIC):
+                joint = algorithm.policy(data.copy())["agents", "action"]
+            assert torch.equal(algorithm.execution_policy(data)["agents", "action"], joint)
 
     def test_execution_policy_follows_training(self, name, env, memory):
         algorithm = make_algorithm(name, env, 10_000, {"lr": 0.05, **memory})

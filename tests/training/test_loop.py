@@ -64,6 +64,23 @@ def test_writes_metrics_evaluations_and_parameters(tmp_path):
     assert all(torch.equal(saved[key], current[key]) for key in current)
 
 
+@pytest.mark.parametrize("name", ["ail", "mappo"])
+def test_evaluates_executed_joint_and_individual_policies(tmp_path, name):
+    row, _, algorithm = small_run(tmp_path, name=name)
+    env = make_env("grid/predator_prey", num_envs=3)
+
+    def returns(policy, deterministic=True):
+        how = {"max_steps": LOOP.eval_steps, "seed": LOOP.eval_seed}
+        result = evaluate(policy, env, deterministic=deterministic, **how)
+        return result.metrics("eval")["eval_return"]
+
+    assert row["eval_return"] == returns(algorithm.execution_policy)
+    assert row["eval_joint_return"] == returns(algorithm.policy)
+    assert row["eval_individual_return"] == returns(algorithm.individual_policy, False)
+    one = row["eval_joint_return"] == row["eval_return"]
+    assert one == (name == "mappo")
+
+
 def test_same_seed_same_csv(tmp_path):
     for name in ("a", "b"):
         small_run(tmp_path / name, seed=5)

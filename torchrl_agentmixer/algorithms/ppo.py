@@ -320,6 +320,7 @@ def make_ppo_loss(
     return HuberPPOLoss(
         policy,
         critic,
+        functional=False,
         value_norm=value_norm,
         huber_delta=config.huber_delta,
         clip_value=config.clip_value,

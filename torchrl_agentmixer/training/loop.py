@@ -39,7 +39,12 @@ from torchrl_agentmixer.training.run_directory import RunDirectory
 
 
 class Algorithm(Protocol):
-    """All that the loop knows of a method."""
+    """All that the loop knows of a method.
+
+    ``policy`` collects, and its mode is evaluated as the joint one; ``execution_policy`` takes the
+    modes of ``individual_policy``, which samples. Where there is no joint policy beside the
+    individual ones, ``individual_policy`` is ``policy``, and is not evaluated twice.
+    """
 
     policy: TensorDictModuleBase
     execution_policy: TensorDictModuleBase

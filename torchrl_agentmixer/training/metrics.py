@@ -72,11 +72,13 @@ def evaluation_metrics(
         )
 
     def scores() -> dict[str, float | None]:
-        decentralized = run_episodes(algorithm.execution_policy)
+        decentralized = joint = run_episodes(algorithm.execution_policy)
         run.log_episodes(frames, decentralized)
+        if algorithm.policy is not algorithm.individual_policy:  # else their modes are the same
+            joint = run_episodes(algorithm.policy)
         return {
             **decentralized.metrics("eval"),
-            **run_episodes(algorithm.policy).metrics("eval_joint"),
+            **joint.metrics("eval_joint"),
             **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
         }
 
