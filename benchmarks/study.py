@@ -37,6 +37,7 @@ import yaml
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 from torch.multiprocessing import get_context
 
@@ -239,6 +240,8 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
             axes.plot(mean[:, 0], mean[:, 1], color=color, linewidth=2, label=label)
         axes.set_title(COLUMNS[column], fontsize=10)
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.suptitle(f"{environment}: evaluations and diagnostics over frames")
