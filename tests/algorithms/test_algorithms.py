@@ -185,7 +185,7 @@ class TestLearning:
         """Two agents earn 1 by the same action and 0 otherwise; every method must get there."""
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
-        config = {"lr": 5e-3, "epochs": 4, **({"num_minibatches": 4} if name in VALUES else {})}
+        config = {"lr": 5e-3, "epochs": 4, "num_minibatches": 4 if name in VALUES else 1}
         algorithm = make_algorithm(name, env, 60 * 200, config)
         for _ in range(60):
             algorithm.update(collect(env, algorithm.policy, steps=1))
@@ -197,7 +197,8 @@ class TestLearning:
         """Two cues and a delay: the best return is 1 with memory and 1/2 without."""
         torch.manual_seed(0)
         env = RecallEnv(num_envs=50, n_cues=2, delay=2, seed=0)
-        config = {"lr": 3e-3, "memory_dim": memory_dim, "sequence_length": 4, "epochs": 4}
+        memory = {"memory_dim": memory_dim, "sequence_length": 4}
+        config = {"lr": 3e-3, "epochs": 4, "num_minibatches": 1, **memory}
         algorithm = make_algorithm(name, env, 40 * 50 * 16, config)
         for _ in range(40):
             algorithm.update(collect(env, algorithm.policy, steps=16))
@@ -539,7 +540,7 @@ def test_kl_pulls_against_the_diagnostics(form):
 def test_kl_pulls_close_the_gap(name, steps):
     torch.manual_seed(0)
     env = make_env("matrix/climbing", num_envs=64)
-    options = {"head_gain": 2.0, "lr": 1e-2, "lr_modifier": 1e-2, "epochs": 1}
+    options = {"head_gain": 2.0, "lr": 1e-2, "lr_modifier": 1e-2, **ONE_STEP}
     algorithm = make_algorithm("agent_mixer", env, 10_000, {**options, name: 100.0})
     first = algorithm.diagnose(collect(env, algorithm.policy).reshape(-1))["divergence"]
     for _ in range(steps):
