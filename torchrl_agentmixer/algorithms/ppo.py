@@ -320,7 +320,7 @@ def make_ppo_loss(
     return HuberPPOLoss(
         policy,
         critic,
-        functional=False,
+        functional=False,  # nothing swaps parameters, and swapping them costs at every step
         value_norm=value_norm,
         huber_delta=config.huber_delta,
         clip_value=config.clip_value,
