@@ -10,9 +10,9 @@ What is compared is the ``metric`` of evaluation episodes: ``score``, total rewa
 (the default), or ``return``.
 
 A run that is complete lies at ``<out>/<environment>/<candidate>/<seed>``; one that was stopped
-goes on from its last checkpoint. The report holds every seed: a tidy CSV with every evaluation, a
-table for each environment, and its curves. The first candidate of an environment is the one that
-the others are compared with.
+goes on from its last checkpoint. The report holds every seed: a tidy CSV with every evaluation, and
+a page with an overview, a table for each environment, and its curves. The first candidate of an
+environment is the one that the others are compared with.
 
 A report stands for its runs: what is in the one at ``--report``, or in one given as ``--known``,
 is not done again and keeps its place, as long as its overrides (``overrides.yaml``) are the
@@ -42,6 +42,7 @@ from PIL import Image
 from torch.multiprocessing import get_context
 
 from torchrl_agentmixer.reporting import read_metrics
+from torchrl_agentmixer.reporting.tables import markdown, median_cells
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What tables and plots call the columns. The first three are returns or scores of evaluations.
@@ -57,6 +58,13 @@ COLUMNS = {
 }
 TABLE = ("eval", "eval_joint", "eval_individual", "mode_agreement")
 CURVES = (*TABLE[:3], "mode_agreement", "divergence", "entropy")
+OVERVIEW = """\
+Last evaluations of the decentralized modes: median and standard deviation over seeds, and how many
+these are; in bold within one deviation of the best."""
+EVERY_SEED = """\
+Below, the last evaluations of every seed, then their mean, and the probability that a seed scores
+better than one of the first candidate, ties counted half, with a 95 % bootstrap interval.
+`evaluations.csv` has every evaluation, `overrides.yaml` what the runs were made with."""
 FIXED = ("plots=false", "num_threads=1", "auto_resume=true")
 
 
@@ -198,9 +206,8 @@ def table(rows: list[dict], environment: str) -> str:
     """The last evaluation of every seed of every candidate, in Markdown."""
     candidates = histories(rows, environment)
     first = next(iter(candidates))
-    header = ["candidate", *(COLUMNS[name] for name in TABLE), f"P(improves on {first})"]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     last = {name: [history[-1] for history in seeds] for name, seeds in candidates.items()}
+    lines = []
     for name, seeds in last.items():
         cells = [name]
         for column in TABLE:
@@ -212,8 +219,21 @@ def table(rows: list[dict], environment: str) -> str:
         )
         improvement = probability_of_improvement(scores, baseline)
         cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*improvement) if name != first else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    header = ["candidate", *(COLUMNS[name] for name in TABLE), f"P(improves on {first})"]
+    return markdown(header, lines)
+
+
+def overview(rows: list[dict]) -> str:
+    """A line for each candidate, a column for each environment: last decentralized modes."""
+    cells = {}
+    for name in dict.fromkeys(row["environment"] for row in rows):
+        candidates = histories(rows, name)
+        last = {c: np.array([h[-1]["eval"] for h in seeds]) for c, seeds in candidates.items()}
+        cells[name] = median_cells(last)
+    candidates = dict.fromkeys(row["candidate"] for row in rows)
+    lines = [[c, *(of.get(c, "") for of in cells.values())] for c in candidates]
+    return markdown(["candidate", *cells], lines)
 
 
 def plot(rows: list[dict], environment: str, path: Path) -> None:
@@ -267,7 +287,10 @@ def report(
     if not rows:
         raise SystemExit(f"{out}: expected complete runs of this study, found none.")
     environments = list(dict.fromkeys(row["environment"] for row in rows))
-    tables = "\n".join(f"### {name}\n\n{table(rows, name)}\n" for name in environments)
+    tables = "\n".join(
+        f"## {name}\n\n{table(rows, name)}\n\n![Curves]({name}.png)\n" for name in environments
+    )
+    page = f"# {target.name}\n\n{OVERVIEW}\n\n{overview(rows)}\n\n{EVERY_SEED}\n\n{tables}"
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         unfinished = Path(folder)
@@ -279,12 +302,12 @@ def report(
                 for row in rows
             )
         (unfinished / "overrides.yaml").write_text(yaml.safe_dump(made_with, sort_keys=False))
-        (unfinished / "tables.md").write_text(tables)
+        (unfinished / "README.md").write_text(page)
         for name in environments:
             plot(rows, name, unfinished / f"{name}.png")
         for path in sorted(unfinished.iterdir()):
             path.replace(target / path.name)
-    print(tables)
+    print(page)
 
 
 def run_all(jobs: list[Job], out: Path, processes: int) -> int:

@@ -14,7 +14,6 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["results/*/tables.md"]  # they are parts of results/README.md
 add_module_names = False
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]

@@ -130,3 +130,15 @@ def test_links_between_pages_lead_somewhere():
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{name(page)}: {target}")
     assert not broken
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("results/*/README.md")), ids=name)
+def test_results_repeat_the_overviews_of_studies(page):
+    (overview,) = re.findall(
+        r"^\| candidate \|(?! decentralized).*\n(?:\|.*\n)+", page.read_text(), re.M
+    )
+    results = (DOCS / "results" / "README.md").read_text()
+    assert overview in results, (
+        f"{page}: its overview is newer than that in docs/results/README.md."
+    )
+    assert f"({page.parent.name}/README.md)" in results

@@ -25,6 +25,8 @@ pytest.importorskip("jaxmarl", reason='needs: pip install "torchrl_agentmixer[sm
 import jax
 import jax.numpy as jnp
 
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes half of the time
+
 NUM_ENVS = test_conformance.NUM_ENVS
 NAME = "smax/smacv2_5_units"
 STOP = 4

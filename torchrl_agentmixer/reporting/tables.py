@@ -145,26 +145,38 @@ def median_table(
     methods = sorted({method for task in cells.values() for method in task})
     rows = []
     for task, of_methods in cells.items():
-        scores = {m: np.array([r.final(column) for r in runs]) for m, runs in of_methods.items()}
-        center = np.array([np.median(values) for values in scores.values()])
-        deviation = np.array([values.std() for values in scores.values()])
-        bold = dict(zip(scores, within_one_deviation(center, deviation), strict=True))
-        written = {
-            method: f"{np.median(values):.3g}<sub>{values.std():.2g}</sub>"
-            for method, values in scores.items()
-        }
-        rows.append(
-            [
-                task,
-                *(
-                    f"{f'**{written[m]}**' if bold[m] else written[m]} ({len(scores[m])})"
-                    if m in scores
-                    else ""
-                    for m in methods
-                ),
-            ]
+        written = median_cells(
+            {m: np.array([r.final(column) for r in runs]) for m, runs in of_methods.items()}
         )
+        rows.append([task, *(written.get(method, "") for method in methods)])
     return markdown(["task", *((titles or {}).get(method, method) for method in methods)], rows)
+
+
+def median_cells(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Cells of a task in Table 1's layout: median, deviation over seeds, and how many they are.
+
+    Args:
+        scores (mapping): by method, a value for each seed.
+
+    Examples:
+        >>> median_cells({"a": np.array([1500.0, 1700.0]), "b": np.array([0.25])})
+        {'a': '**1600<sub>100</sub>** (2)', 'b': '0.25<sub>0</sub> (1)'}
+    """
+    center = np.array([np.median(values) for values in scores.values()])
+    deviation = np.array([values.std() for values in scores.values()])
+    cells = {}
+    for method, median, std, bold in zip(
+        scores, center, deviation, within_one_deviation(center, deviation), strict=True
+    ):
+        written = f"{_digits(median, 3)}<sub>{_digits(std, 2)}</sub>"
+        cells[method] = f"{f'**{written}**' if bold else written} ({len(scores[method])})"
+    return cells
+
+
+def _digits(value: float, count: int) -> str:
+    """So many digits; no exponent for large numbers, nor digits of rounding errors."""
+    value = round(value, 9)
+    return f"{value:.0f}" if abs(value) >= 10 ** (count - 1) else f"{value:.{count}g}"
 
 
 def _last(values: Sequence[float | None]) -> float | None:
