@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 EXTRAS = (
+    "arch",
     "benchmarl",
+    "gymnasium",
     "gymnasium_robotics",
     "hydra",
     "jax",
@@ -47,17 +49,28 @@ for name in available_algorithms():
 AgentMixerPolicy.from_env(env)(env.reset())
 """
 HINTS = """
-from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer import envs
 
-for name, extra in (
-    ("vmas/predator_prey", "vmas"), ("mamujoco/ant_4x2", "mamujoco"), ("smax/3m", "smax")
+names = envs.available_envs()
+for prefix in ("vmas", "mamujoco", "smacv2", "smax"):
+    assert not [name for name in names if name.startswith(prefix + "/")], names
+extra = 'pip install "torchrl_agentmixer[{}]"'
+smacv2 = ("git+https://github.com/oxwhirl/smacv2", "StarCraft II", "docs/smacv2.md")
+for call, parts in (
+    (lambda: envs.make_env("vmas/predator_prey"), [extra.format("vmas")]),
+    (lambda: envs.make_env("mamujoco/ant_4x2"), [extra.format("mamujoco")]),
+    (lambda: envs.MaMujocoEnv("ant_4x2"), [extra.format("mamujoco")]),
+    (lambda: envs.make_env("smax/3m"), [extra.format("smax")]),
+    (lambda: envs.make_env("smacv2/zerg_5_vs_5"), smacv2),
+    (lambda: envs.SMACv2TeamEnv("zerg"), smacv2),
+    (envs.make_env("grid/predator_prey").render, [extra.format("plots")]),
 ):
     try:
-        make_env(name, num_envs=1)
+        call()
     except ImportError as error:
-        assert f'pip install "torchrl_agentmixer[{extra}]"' in str(error), error
+        assert all(part in str(error) for part in parts), error
     else:
-        raise AssertionError(name)
+        raise AssertionError(parts)
 """
 
 

@@ -54,8 +54,8 @@ DISCRETE = ("maven",)
 CONTINUOUS = ("agent_mixer_sac",)
 VALUES = ("maven",)  # learns values from replay: no ratio, and no entropy that a dead agent lacks
 REPLAY = ("agent_mixer_sac",)  # counts gradient steps instead of epochs, and has no ratio
-SHARED_LATENT = ("maven",)  # drawn from the first state, which may show a cue
 
+SHARED_LATENT = ("maven",)  # of the team, drawn from the first state
 RATIO_TESTS = ("test_first_ratio_is_one", "test_an_agent_without_a_choice_leaves_the_losses")
 
 
@@ -64,7 +64,7 @@ def _only_what_a_method_can_do(request):
     callspec = getattr(request.node, "callspec", None)
     params = callspec.params if callspec else {}
     name, test = params.get("name"), request.node.originalname
-    if name in NO_MEMORY and (params.get("memory") or params.get("memory_dim")):
+    if name in NO_MEMORY and (params.get("memory") or test == "test_remembers_a_cue"):
         pytest.skip(f"{name} has no memory")
     if name in ONE_GROUP and test == "test_groups_of_agents_train_together":
         pytest.skip(f"{name} is for one group")
@@ -76,8 +76,6 @@ def _only_what_a_method_can_do(request):
         pytest.skip(f"{name} is for continuous actions")
     if name in VALUES + REPLAY and test in RATIO_TESTS:
         pytest.skip(f"{name} is no policy gradient of the agents")
-    if name in SHARED_LATENT and test == "test_remembers_a_cue_with_memory_alone":
-        pytest.skip(f"{name} has a latent that may carry the cue")
 
 
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from ctypes.util import find_library
 from functools import partial
 
@@ -323,23 +321,3 @@ def test_building_leaves_no_log(tmp_path, monkeypatch, capfd):
 def test_to_a_device():
     env = make_env("mamujoco/hopper_3x1", num_envs=2)
     assert env.to("cpu") is env
-
-
-def test_without_gymnasium_robotics():
-    """Neither it nor gymnasium is needed to import the package."""
-    code = """
-import sys
-for name in ("gymnasium", "gymnasium_robotics"):
-    sys.modules[name] = None
-import torchrl_agentmixer
-from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env
-assert not [name for name in available_envs() if name.startswith("mamujoco")]
-for build in (MaMujocoEnv, lambda task: make_env(f"mamujoco/{task}")):
-    try:
-        build("ant_4x2")
-    except ImportError as error:
-        assert 'pip install "torchrl_agentmixer[mamujoco]"' in str(error), error
-    else:
-        raise AssertionError(build)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -92,24 +89,3 @@ def test_public_names_exist():
         assert getattr(envs, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = envs.nothing
-
-
-def test_import_without_extras():
-    """Neither VMAS nor a plotting library is needed to import the package and to play."""
-    code = """
-import sys
-for name in ("vmas", "PIL", "matplotlib"):
-    sys.modules[name] = None
-from torchrl_agentmixer.envs import available_envs, make_env
-env = make_env("grid/predator_prey", num_envs=2)
-env.rollout(2)
-assert "vmas/balance" not in available_envs()
-for call, extra in ((env.render, "plots"), (lambda: make_env("vmas/balance"), "vmas")):
-    try:
-        call()
-    except ImportError as error:
-        assert f'pip install "torchrl_agentmixer[{extra}]"' in str(error), error
-    else:
-        raise AssertionError(extra)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -401,24 +400,6 @@ def test_without_the_game(smacv2, monkeypatch):
     monkeypatch.setattr(smacv2.StarCraft2Env, "_launch", absent)
     with pytest.raises(RuntimeError, match=r"terran_5_vs_5.*docs/smacv2\.md.*SC2LaunchError: Exp"):
         env.reset()
-
-
-def test_without_the_package():
-    code = """
-import sys
-sys.modules["smacv2"] = None
-from torchrl_agentmixer import envs
-assert not any(name.startswith("smacv2/") for name in envs.available_envs())
-for call in (lambda: envs.SMACv2TeamEnv("zerg"), lambda: envs.make_env("smacv2/zerg_5_vs_5")):
-    try:
-        call()
-    except ImportError as error:
-        for part in ("git+https://github.com/oxwhirl/smacv2", "StarCraft II", "docs/smacv2.md"):
-            assert part in str(error), error
-    else:
-        raise AssertionError
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 # Building, drawing, processes.

@@ -66,6 +66,13 @@ def exported(request, tmp_path_factory):
     return groups, policy, card.parent
 
 
+@pytest.fixture(scope="module")
+def one_file(exported, tmp_path_factory):
+    _, policy, _ = exported
+    folder = tmp_path_factory.mktemp("one_file") / "team"
+    return export_decentralized(policy, folder, one_file=True).parent
+
+
 def random_team(groups, policy, batch: int) -> TensorDict:
     data = TensorDict({"is_init": torch.zeros(batch, 1, dtype=torch.bool)}, [batch])
     for group in groups:
@@ -166,19 +173,18 @@ def test_the_card_says_what_the_files_do(exported):
 
 @pytest.mark.parametrize("batch", [1, 500])
 @pytest.mark.parametrize("runtime", [by_torch, by_onnx])
-def test_one_file_answers_as_the_files_of_the_agents_do(exported, runtime, batch, tmp_path):
+def test_one_file_answers_as_the_files_of_the_agents_do(exported, one_file, runtime, batch):
     groups, policy, folder = exported
-    card = export_decentralized(policy, tmp_path / "team", one_file=True)
-    assert {file.name for file in card.parent.iterdir()} == {"team.onnx", "team.pt2", "card.json"}
+    assert {file.name for file in one_file.iterdir()} == {"team.onnx", "team.pt2", "card.json"}
     data = random_team(groups, policy, batch)
-    team = agents_of(card.parent)
+    team = agents_of(one_file)
 
     def inputs_of(agent):
         return {k: data[tuple(x["key"])][:, agent["index"]] for k, x in agent["inputs"].items()}
 
     joined = {k: x for agent in team for k, x in inputs_of(agent).items()}
     outputs = {k: x for agent in team for k, x in agent["outputs"].items()}
-    got = runtime(card.parent, {"files": team[0]["files"], "outputs": outputs})(joined)
+    got = runtime(one_file, {"files": team[0]["files"], "outputs": outputs})(joined)
     assert set(got) == set(outputs)
     for alone, together in zip(agents_of(folder), team, strict=True):
         assert [x["name"] for x in together["files"].values()] == ["team.onnx", "team.pt2"]
