@@ -54,8 +54,8 @@ DISCRETE = ("maven",)
 CONTINUOUS = ("agent_mixer_sac",)
 VALUES = ("maven",)  # learns values from replay: no ratio, and no entropy that a dead agent lacks
 REPLAY = ("agent_mixer_sac",)  # counts gradient steps instead of epochs, and has no ratio
-
 SHARED_LATENT = ("maven",)  # of the team, drawn from the first state
+
 RATIO_TESTS = ("test_first_ratio_is_one", "test_an_agent_without_a_choice_leaves_the_losses")
 
 
