@@ -16,8 +16,9 @@ environment is the one that the others are compared with.
 
 A report stands for its runs: what is in the one at ``--report``, or in one given as ``--known``,
 is not done again and keeps its place, as long as its overrides (``overrides.yaml``) are the
-study's. So a seed can be added to published tables on another machine. Reports do not know with
-which version of the code they were made: after a change that matters, begin a new one.
+study's. So a seed can be added to published tables on another machine. A report that has other
+runs as well is not replaced. Reports do not know with which version of the code they were made:
+after a change that matters, begin a new one.
 """
 
 from __future__ import annotations
@@ -144,10 +145,15 @@ def read_run(job: Job, out: Path) -> list[dict]:
     return rows
 
 
-def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], list[dict]]:
-    """The rows of those runs that are in a report, and were made with the same overrides."""
+def read_report(
+    jobs: list[Job], folder: Path
+) -> tuple[dict[tuple[str, str, int], list[dict]], set[str]]:
+    """The rows of those runs that are in a report, and were made with the same overrides.
+
+    And what else the report has: ``<environment>/<candidate>``.
+    """
     if not (folder / "evaluations.csv").exists():
-        return {}
+        return {}, set()
     if not (folder / "overrides.yaml").exists():
         raise SystemExit(
             f"{folder}: expected overrides.yaml beside evaluations.csv, found none: nothing says "
@@ -159,7 +165,7 @@ def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], lis
         for job in jobs
         if made_with.get(job.environment, {}).get(job.candidate) == list(job.overrides)
     }
-    left_out = set()
+    others = set()
     with (folder / "evaluations.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             what = {"environment": row["environment"], "candidate": row["candidate"]}
@@ -169,12 +175,8 @@ def read_report(jobs: list[Job], folder: Path) -> dict[tuple[str, str, int], lis
             if name in known:
                 known[name].append({**what, **numbers, **values})
             else:
-                left_out.add(f"{row['environment']}/{row['candidate']}")
-    if left_out:
-        print(
-            f"{folder}: not in this study, or with other overrides: {', '.join(sorted(left_out))}"
-        )
-    return {name: rows for name, rows in known.items() if rows}
+                others.add(f"{row['environment']}/{row['candidate']}")
+    return {name: rows for name, rows in known.items() if rows}, others
 
 
 def histories(rows: list[dict], environment: str) -> dict[str, list[list[dict]]]:
@@ -338,8 +340,17 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = read_study(arguments.study)
     known = {}
-    for folder in [*arguments.known, *([arguments.report] if arguments.report else [])]:
-        known.update(read_report(jobs, folder))
+    for folder in arguments.known:
+        known.update(read_report(jobs, folder)[0])
+    if arguments.report:
+        reported, others = read_report(jobs, arguments.report)
+        if others:
+            raise SystemExit(
+                f"{arguments.report}: expected a report of this study, found runs of "
+                f"{', '.join(sorted(others))} that it lacks or has with other overrides, and that "
+                "would be lost. Report into another folder; --known takes what can be kept."
+            )
+        known.update(reported)
     failed = 0
     if arguments.processes:
         chosen = set(arguments.only)

@@ -143,16 +143,34 @@ class TestItGoesOnFromAReport:
         monkeypatch.setattr(script, "run_all", lambda jobs, *_: todo.extend(jobs))
         output = run(study, "--out", tmp_path / "elsewhere", "--known", reported)
         assert "2 of 4 runs complete or left out" in output
-        assert "report: not in this study, or with other overrides: climbing/mappo\n" in output
         assert [(job.candidate, job.seed) for job in todo] == [("mappo", 0), ("mappo", 1)]
+
+    @pytest.mark.parametrize(
+        ("old", "new", "lost"),
+        [
+            ("[algorithm=mappo", "[algorithm=mappo, algorithm.lr=0.01", "climbing/mappo"),
+            ("seeds: 2", "seeds: 1", "climbing/mappo, climbing/mixture"),
+            ("    mixture:", "    other:", "climbing/mixture"),
+        ],
+    )
+    def test_but_replaces_none_that_would_lose_runs(
+        self, tmp_path, study, run, reported, old, new, lost
+    ):
+        study.write_text(STUDY.replace(old, new))
+        before = contents(reported)
+        with pytest.raises(SystemExit, match=f"found runs of {lost} that it lacks"):
+            run(study, "--out", tmp_path / "elsewhere", "--report", reported)
+        assert contents(reported) == before
+        assert not (tmp_path / "elsewhere").exists()
 
     def test_which_stays_when_another_cannot_be_written(
         self, tmp_path, study, reported, monkeypatch
     ):
         before = contents(reported)
         jobs = script.read_study(study)
-        known = script.read_report(jobs, reported)
+        known, others = script.read_report(jobs, reported)
         assert len(known) == 4
+        assert not others
         monkeypatch.setattr(script, "plot", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             script.report(jobs[:1], tmp_path / "runs", reported, known)
