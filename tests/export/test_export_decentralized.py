@@ -26,7 +26,7 @@ from torchrl_agentmixer.algorithms import (
 )
 from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors
+from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors, verification
 from torchrl_agentmixer.export import decentralized as exporting
 
 LOW, HIGH = torch.tensor([[-1.0, 0.0, -3.0]] * 2), torch.tensor([[1.0, 0.5, 100.0]] * 2)
@@ -416,7 +416,7 @@ class TestFolder:
         def wrong(*args, **kwargs):
             raise ValueError("wrong answers")
 
-        monkeypatch.setattr(exporting, "_verify", wrong)
+        monkeypatch.setattr(exporting, "verify", wrong)
         with pytest.raises(ValueError, match="wrong answers"):
             self.export(tmp_path / "team", overwrite=True)
         assert json.loads(card.read_text())["metadata"] == {"run": 1}
@@ -458,14 +458,14 @@ class TestFolder:
         assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
     def test_a_folder_that_appears_meanwhile_is_kept(self, tmp_path, monkeypatch):
-        verify = exporting._verify
+        verify = exporting.verify
 
         def slowly(*args):
             (tmp_path / "team").mkdir()
             (tmp_path / "team" / "theirs").touch()
             return verify(*args)
 
-        monkeypatch.setattr(exporting, "_verify", slowly)
+        monkeypatch.setattr(exporting, "verify", slowly)
         with pytest.raises(FileExistsError):
             self.export(tmp_path / "team")
         assert [file.name for file in (tmp_path / "team").iterdir()] == ["theirs"]
@@ -487,10 +487,10 @@ class TestFolder:
 
 def test_files_that_answer_otherwise_are_refused(tmp_path, monkeypatch):
     def other(file, inputs):
-        answers = exporting._run_torch(file.with_suffix(".pt2"), inputs)
+        answers = verification._run_torch(file.with_suffix(".pt2"), inputs)
         return {name: value + 0.01 for name, value in answers.items()}
 
-    monkeypatch.setattr(exporting, "_run_onnx", other)
+    monkeypatch.setattr(verification, "_run_onnx", other)
     policy = mode_policy([TALKERS], [actor_module(TALKERS)])
     with pytest.raises(
         ValueError, match=r"talkers_0\.onnx to write talkers_0's 'logits' as the policy does"

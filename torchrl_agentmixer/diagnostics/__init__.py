@@ -16,6 +16,7 @@ from torchrl_agentmixer.diagnostics.equilibrium import (
     joint_action_probs,
     nash_gap,
 )
+from torchrl_agentmixer.diagnostics.identifiability import identifiability_gap
 
 __all__ = [
     "BestResponseGap",
@@ -34,7 +35,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what trains deviators only when it is asked for: algorithms import this package."""
-    if name in ("BestResponseGap", "best_response_gap", "identifiability_gap"):
+    if name in ("BestResponseGap", "best_response_gap"):
         from torchrl_agentmixer.diagnostics import exploitability
 
         return getattr(exploitability, name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,13 @@ from torchrl_agentmixer.envs.drawing import Canvas
 from torchrl_agentmixer.envs.masks import check_legal, draw_legal_actions
 from torchrl_agentmixer.envs.optional import require_smax
 from torchrl_agentmixer.envs.simulation import check_names, check_shape
-from torchrl_agentmixer.envs.smax_races import make_battle
+from torchrl_agentmixer.envs.smax_simulator import (
+    as_array,
+    jax_device,
+    keep_compiled_code,
+    simulator,
+    to_tensor,
+)
 
 _STOP = 4  # the one action of the dead
 _PIXELS = 14  # of a unit of length
@@ -92,10 +96,10 @@ class SmaxEnv(EnvBase):
             if value < 1:
                 raise ValueError(f"SmaxEnv: expected `{name}` >= 1, got {value}.")
         device = torch.device(device or "cpu")
-        self._jax_device = _jax_device(device)
+        self._jax_device = jax_device(device)
         super().__init__(device=device, batch_size=[num_envs])
-        _keep_compiled_code()
-        self._simulator = _simulator(scenario, self._jax_device, **kwargs)
+        keep_compiled_code()
+        self._simulator = simulator(scenario, self._jax_device, **kwargs)
         self.scenario = scenario
         self.max_steps = max_steps
         self.n_agents = self._simulator.battle.num_agents
@@ -207,7 +211,7 @@ class SmaxEnv(EnvBase):
 
     def simulation_state(self) -> dict[str, Any]:
         """Battles and random numbers, see ``simulation_state``."""
-        return {"used": self._used, "arrays": [_to_tensor(x) for x in self._simulated()[0]]}
+        return {"used": self._used, "arrays": [to_tensor(x) for x in self._simulated()[0]]}
 
     def load_simulation_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there.
@@ -218,12 +222,12 @@ class SmaxEnv(EnvBase):
         import jax
 
         arrays, structure = self._simulated()
-        own = [_to_tensor(x) for x in arrays]
+        own = [to_tensor(x) for x in arrays]
         check_names(f"smax/{self.scenario}", range(len(state["arrays"])), range(len(own)))
         for i, (new, old) in enumerate(zip(state["arrays"], own, strict=True)):
             check_shape(f"smax/{self.scenario}", f"array {i}", new, old)
         with jax.default_device(self._jax_device):
-            arrays = [_as_array(x, old) for x, old in zip(state["arrays"], arrays, strict=True)]
+            arrays = [as_array(x, old) for x, old in zip(state["arrays"], arrays, strict=True)]
         parts = jax.tree.unflatten(structure, arrays)
         self._battles, self._starts, self._key, self._start_key = parts
         self._used = state["used"]
@@ -269,156 +273,3 @@ class SmaxEnv(EnvBase):
             canvas.box((left, top, left + max(16 * share, 1), top + 2), fill=(60, 160, 75))
             canvas.text((x - 4, y - 6), battle.unit_type_shorthands[kind], fill=(255, 255, 255))
         return canvas.image()
-
-
-class _Simulator:
-    """A scenario's battles as functions that JAX compiles once for a number of environments.
-
-    ``battles`` ``[N, ...]`` are JaxMARL's states, what the team sees in them, by the names of its
-    tensordict, and what the enemies see.
-    """
-
-    def __init__(self, battle: Any) -> None:
-        import jax
-
-        self.battle = battle
-        self.start = jax.jit(self._start, static_argnums=1)
-        self.restart = jax.jit(self._restart)
-        self.step = jax.jit(self._step)
-
-    def _start(self, key: Any, num_envs: int) -> Any:
-        import jax
-
-        def start_one(key: Any) -> Any:
-            _, state = self.battle.reset(key)
-            observations = self.battle.get_all_unit_obs(state)
-            observations["world_state"] = self.battle.get_world_state(state)
-            return state, *self._see(observations, state)
-
-        return _canonical(jax.vmap(start_one)(jax.random.split(key, num_envs)))
-
-    def _restart(self, battles: Any, starts: Any, mask: Any, used: Any) -> Any:
-        """Replace battles of ``mask`` ``[N]`` by ``starts``, from the first unused one."""
-        import jax
-        import jax.numpy as jnp
-
-        rows = used + jnp.cumsum(mask) - 1
-
-        def choose(old: Any, new: Any) -> Any:
-            return jnp.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new[rows], old)
-
-        return jax.tree.map(choose, battles, starts)
-
-    def _step(self, key: Any, battles: Any, actions: Any, max_steps: Any) -> Any:
-        """Step with actions ``[N, n]``: the next key, battles and what came of it, ``[N, 1]``."""
-        import jax
-
-        keys = jax.random.split(key, len(actions) + 1)
-        battles, outcome = jax.vmap(self._step_one, in_axes=(0, 0, 0, None))(
-            keys[1:], battles, actions, max_steps
-        )
-        return keys[0], _canonical(battles), jax.tree.map(lambda x: x[:, None], outcome)
-
-    def _step_one(self, key: Any, battle: Any, actions: Any, max_steps: Any) -> Any:
-        # As HeuristicEnemySMAX.step_env, which would observe once more for the enemies.
-        import jax
-        import jax.numpy as jnp
-
-        state, _, enemies_see = battle
-        game = self.battle._env
-        key, enemy_key = jax.random.split(key)
-        enemy_actions, memory = self.battle.get_enemy_actions(
-            enemy_key, state.enemy_policy_state, enemies_see
-        )
-        enemy_actions = jnp.stack([enemy_actions[enemy] for enemy in self.battle.enemy_agents])
-        teams = [game._decode_discrete_actions(team) for team in (actions, enemy_actions)]
-        observations, units, reward, _, _ = game.step_env_no_decode(
-            key, state.state, jax.tree.map(lambda *xs: jnp.concatenate(xs), *teams)
-        )
-        state = state.replace(state=units, enemy_policy_state=memory)
-        ours, theirs = (x.any() for x in jnp.split(units.unit_alive, [self.battle.num_allies]))
-        terminated = ~ours | ~theirs
-        truncated = (units.step >= max_steps) & ~terminated
-        outcome = {
-            "reward": reward[self.battle.agents[0]],  # one for all
-            "battle_won": ours & ~theirs,
-            "done": terminated | truncated,
-            "terminated": terminated,
-            "truncated": truncated,
-        }
-        return (state, *self._see(observations, state)), outcome
-
-    def _see(self, observations: Any, state: Any) -> Any:
-        import jax.numpy as jnp
-
-        def stack(entries: Any, agents: Any) -> Any:
-            return jnp.stack([entries[agent] for agent in agents])
-
-        agents, enemies = self.battle.agents, self.battle.enemy_agents
-        team_sees = {
-            "observation": stack(observations, agents),
-            "action_mask": stack(self.battle.get_avail_actions(state), agents) > 0,
-            "alive": state.state.unit_alive[: len(agents)],
-            "state": observations["world_state"],
-        }
-        return team_sees, stack(observations, enemies)
-
-
-@cache
-def _simulator(scenario: str, device: Any, **options: Any) -> _Simulator:
-    """One for all environments with these options: what was compiled is shared."""
-    import jax
-
-    with jax.default_device(device):
-        return _Simulator(make_battle(scenario, options))
-
-
-def _canonical(tree: Any) -> Any:
-    """The arrays without JAX's weak types: a type that changed would compile the step again."""
-    import jax
-
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
-
-
-def _is_key(array: Any) -> bool:
-    import jax
-
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
-def _to_tensor(array: Any) -> torch.Tensor:
-    """A copy of an array, or of the numbers in a random key."""
-    import jax
-
-    return torch.from_numpy(np.array(jax.random.key_data(array) if _is_key(array) else array))
-
-
-def _as_array(tensor: torch.Tensor, like: Any) -> Any:
-    """What :func:`_to_tensor` made of an array ``like`` that one, undone."""
-    import jax
-    import jax.numpy as jnp
-
-    array = jnp.array(tensor.numpy(force=True))
-    return jax.random.wrap_key_data(array) if _is_key(like) else array.astype(like.dtype)
-
-
-def _jax_device(device: torch.device) -> Any:
-    import jax
-
-    try:
-        return jax.devices(device.type)[device.index or 0]
-    except (RuntimeError, IndexError) as error:
-        raise RuntimeError(
-            f"SmaxEnv: JAX has no device {str(device)!r}, only {jax.devices()}. For an NVIDIA GPU: "
-            'pip install "jax[cuda12]"'
-        ) from error
-
-
-def _keep_compiled_code() -> None:
-    """Have JAX keep compiled code on disk, unless the user said where or not at all."""
-    import jax
-
-    config: Any = jax.config
-    if config.jax_compilation_cache_dir is None:
-        folder = Path.home() / ".cache" / "torchrl_agentmixer" / "jax"
-        config.update("jax_compilation_cache_dir", str(folder))
