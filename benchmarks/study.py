@@ -43,7 +43,7 @@ from PIL import Image
 from torch.multiprocessing import get_context
 
 from torchrl_agentmixer.reporting import read_metrics
-from torchrl_agentmixer.reporting.tables import markdown, median_cells
+from torchrl_agentmixer.reporting.tables import digits, markdown, median_cells
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What tables and plots call the columns. The first three are returns or scores of evaluations.
@@ -214,7 +214,7 @@ def table(rows: list[dict], environment: str) -> str:
         cells = [name]
         for column in TABLE:
             values = [row[column] for row in seeds if row[column] is not None]
-            listed = " ".join(f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in values)
+            listed = " ".join(digits(v, 3) for v in values)
             cells.append(f"{listed}; **{np.mean(values):.3f}**" if values else "")
         scores, baseline = (
             np.array([row["eval"] for row in last[which]]) for which in (name, first)
@@ -226,16 +226,16 @@ def table(rows: list[dict], environment: str) -> str:
     return markdown(header, lines)
 
 
-def overview(rows: list[dict]) -> str:
+def overview(rows: list[dict], environments: list[str]) -> str:
     """A line for each candidate, a column for each environment: last decentralized modes."""
-    cells = {}
-    for name in dict.fromkeys(row["environment"] for row in rows):
-        candidates = histories(rows, name)
-        last = {c: np.array([h[-1]["eval"] for h in seeds]) for c, seeds in candidates.items()}
-        cells[name] = median_cells(last)
-    candidates = dict.fromkeys(row["candidate"] for row in rows)
-    lines = [[c, *(of.get(c, "") for of in cells.values())] for c in candidates]
-    return markdown(["candidate", *cells], lines)
+    columns = []
+    for environment in environments:
+        candidates = histories(rows, environment).items()
+        last = {name: np.array([history[-1]["eval"] for history in x]) for name, x in candidates}
+        columns.append(median_cells(last))
+    names = dict.fromkeys(row["candidate"] for row in rows)
+    lines = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    return markdown(["candidate", *environments], lines)
 
 
 def plot(rows: list[dict], environment: str, path: Path) -> None:
@@ -292,7 +292,8 @@ def report(
     tables = "\n".join(
         f"## {name}\n\n{table(rows, name)}\n\n![Curves]({name}.png)\n" for name in environments
     )
-    page = f"# {target.name}\n\n{OVERVIEW}\n\n{overview(rows)}\n\n{EVERY_SEED}\n\n{tables}"
+    summary = overview(rows, environments)
+    page = f"# {target.name}\n\n{OVERVIEW}\n\n{summary}\n\n{EVERY_SEED}\n\n{tables}"
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         unfinished = Path(folder)
@@ -341,7 +342,11 @@ def main() -> None:
     jobs = read_study(arguments.study)
     known = {}
     for folder in arguments.known:
-        known.update(read_report(jobs, folder)[0])
+        reported, others = read_report(jobs, folder)
+        known.update(reported)
+        if others:
+            names = ", ".join(sorted(others))
+            print(f"{folder}: not in this study, or with other overrides: {names}")
     if arguments.report:
         reported, others = read_report(jobs, arguments.report)
         if others:

@@ -141,8 +141,12 @@ class TestItGoesOnFromAReport:
         study.write_text(STUDY.replace("[algorithm=mappo", "[algorithm=mappo, algorithm.lr=0.01"))
         todo = []
         monkeypatch.setattr(script, "run_all", lambda jobs, *_: todo.extend(jobs))
-        output = run(study, "--out", tmp_path / "elsewhere", "--known", reported)
+        command = (study, "--out", tmp_path / "elsewhere", "--known", reported)
+        assert "4 of 4 runs complete or left out" in run(*command, "--only", "nothing")
+        assert not todo
+        output = run(*command)
         assert "2 of 4 runs complete or left out" in output
+        assert "report: not in this study, or with other overrides: climbing/mappo\n" in output
         assert [(job.candidate, job.seed) for job in todo] == [("mappo", 0), ("mappo", 1)]
 
     @pytest.mark.parametrize(

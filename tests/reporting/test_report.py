@@ -421,6 +421,15 @@ def test_missing_packages_are_explained(study, tmp_path, monkeypatch, package, e
     assert not (tmp_path / "report").exists()
 
 
+def test_importing_needs_no_extra():
+    code = (
+        "import sys; import torchrl_agentmixer.reporting, torchrl_agentmixer.training;"
+        "print(sorted({'rliable', 'matplotlib', 'pandas', 'arch'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_empty_cells_of_metrics_are_none(tmp_path):
     path = make_run(tmp_path / "run")
     assert read_metrics(path)["eval_score"] == [1.0, None, 2.0]

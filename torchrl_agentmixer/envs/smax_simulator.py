@@ -144,6 +144,11 @@ def as_array(tensor: torch.Tensor, like: Any) -> Any:
 
 
 def jax_device(device: torch.device) -> Any:
+    """JAX's device for one of torch's.
+
+    Raises:
+        RuntimeError: where JAX has none.
+    """
     import jax
 
     try:

@@ -24,10 +24,12 @@ Unit = AgentActor | TeamActor
 
 
 def units_of(actors: Sequence[AgentActor], one_file: bool) -> list[Unit]:
+    """What each of the files will hold: one agent, or the team."""
     return [TeamActor(actors).eval()] if one_file else list(actors)
 
 
 def members(unit: Unit) -> list[AgentActor]:
+    """The agents of a file."""
     return [unit] if isinstance(unit, AgentActor) else unit.agents
 
 
@@ -76,6 +78,7 @@ def inputs_of(unit: Unit, inputs: Sequence[dict[str, torch.Tensor]]) -> dict[str
 def random_inputs(
     actor: AgentActor, batch: int, generator: torch.Generator | None = None
 ) -> dict[str, torch.Tensor]:
+    """An agent's inputs by name ``[batch, ...]``; each mask allows an action."""
     group = actor.group
     inputs = {"observation": torch.randn(batch, group.observation_dim, generator=generator)}
     if group.masked:

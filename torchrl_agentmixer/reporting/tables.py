@@ -156,7 +156,7 @@ def median_cells(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Cells of a task in Table 1's layout: median, deviation over seeds, and how many they are.
 
     Args:
-        scores (mapping): by method, a value for each seed.
+        scores (mapping): by method, values ``[seeds]``, such as their last evaluations.
 
     Examples:
         >>> median_cells({"a": np.array([1500.0, 1700.0]), "b": np.array([0.25])})
@@ -168,12 +168,12 @@ def median_cells(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
     for method, median, std, bold in zip(
         scores, center, deviation, within_one_deviation(center, deviation), strict=True
     ):
-        written = f"{_digits(median, 3)}<sub>{_digits(std, 2)}</sub>"
+        written = f"{digits(median, 3)}<sub>{digits(std, 2)}</sub>"
         cells[method] = f"{f'**{written}**' if bold else written} ({len(scores[method])})"
     return cells
 
 
-def _digits(value: float, count: int) -> str:
+def digits(value: float, count: int) -> str:
     """So many digits; no exponent for large numbers, nor digits of rounding errors."""
     value = round(value, 9)
     return f"{value:.0f}" if abs(value) >= 10 ** (count - 1) else f"{value:.{count}g}"
