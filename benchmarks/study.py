@@ -147,10 +147,10 @@ def read_run(job: Job, out: Path) -> list[dict]:
 
 def read_report(
     jobs: list[Job], folder: Path
-) -> tuple[dict[tuple[str, str, int], list[dict]], set[str]]:
+) -> tuple[dict[tuple[str, str, int], list[dict]], set[tuple[str, str, int]]]:
     """The rows of those runs that are in a report, and were made with the same overrides.
 
-    And what else the report has: ``<environment>/<candidate>``.
+    And the names of what else the report has.
     """
     if not (folder / "evaluations.csv").exists():
         return {}, set()
@@ -175,8 +175,13 @@ def read_report(
             if name in known:
                 known[name].append({**what, **numbers, **values})
             else:
-                others.add(f"{row['environment']}/{row['candidate']}")
+                others.add(name)
     return {name: rows for name, rows in known.items() if rows}, others
+
+
+def _listed(names: set[tuple[str, str, int]]) -> str:
+    """What these runs are of: environments and candidates."""
+    return ", ".join(sorted({f"{environment}/{candidate}" for environment, candidate, _ in names}))
 
 
 def histories(rows: list[dict], environment: str) -> dict[str, list[list[dict]]]:
@@ -344,15 +349,15 @@ def main() -> None:
     for folder in arguments.known:
         reported, others = read_report(jobs, folder)
         known.update(reported)
-        if others:
-            names = ", ".join(sorted(others))
-            print(f"{folder}: not in this study, or with other overrides: {names}")
+        changed = others & {job.name for job in jobs}
+        if changed:
+            print(f"{folder}: not taken, made with other overrides: {_listed(changed)}")
     if arguments.report:
         reported, others = read_report(jobs, arguments.report)
         if others:
             raise SystemExit(
                 f"{arguments.report}: expected a report of this study, found runs of "
-                f"{', '.join(sorted(others))} that it lacks or has with other overrides, and that "
+                f"{_listed(others)} that it lacks or has with other overrides, and that "
                 "would be lost. Report into another folder; --known takes what can be kept."
             )
         known.update(reported)

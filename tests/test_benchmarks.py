@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,17 +15,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import scale_out  # noqa: E402
 
 
-def run(*arguments):
-    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def test_throughput(tmp_path):
+def test_throughput(tmp_path, run_script):
     out = tmp_path / "t.csv"
     sizes = ("--num-envs", 4, 8, "--steps", 4, "--rounds", 1)
-    output = run("benchmarks/throughput.py", *sizes, "--csv", out)
+    output = run_script("benchmarks/throughput.py", *sizes, "--csv", out)
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["num_envs"], r["method"]) for r in rows] == [
@@ -36,8 +28,8 @@ def test_throughput(tmp_path):
     assert output.count("| vmas/predator_prey |") == 4
 
 
-def test_environments():
-    output = run(
+def test_environments(run_script):
+    output = run_script(
         "benchmarks/environments.py", "--seconds", 0.01, "--only", "matrix/", "vmas/simple"
     )
     assert "| matrix/stag_hunt | 4 | 1 | 2 | 1 |" in output
@@ -45,17 +37,17 @@ def test_environments():
     assert "grid" not in output
 
 
-def test_mamujoco():
+def test_mamujoco(run_script):
     pytest.importorskip("gymnasium_robotics")
     sizes = ("--tasks", "half_cheetah_6x1", "--num-envs", 2, "--steps", 10, "--rounds", 1)
-    output = run("benchmarks/mamujoco.py", *sizes, "--workers", 2)
+    output = run_script("benchmarks/mamujoco.py", *sizes, "--workers", 2)
     assert "| 2 / 1 workers |" in output
     assert "half_cheetah_6x1" in output
 
 
-def test_beside_benchmarl(tmp_path):
+def test_beside_benchmarl(tmp_path, run_script):
     sizes = ("--frames", 100, "--batch", 100, "--interval", 100, "--episodes", 1, "--seeds", 1)
-    output = run("benchmarks/beside_benchmarl.py", *sizes, "--out", tmp_path)
+    output = run_script("benchmarks/beside_benchmarl.py", *sizes, "--out", tmp_path)
     assert "| BenchMARL |" in output
     with (tmp_path / "returns.csv").open() as file:
         rows = [(row["side"], row["seed"], row["frames"]) for row in csv.DictReader(file)]
@@ -64,15 +56,17 @@ def test_beside_benchmarl(tmp_path):
     assert (tmp_path / "returns.png").stat().st_size > 5_000
 
 
-def test_tabular_games():
-    output = run("benchmarks/tabular_games.py", "--seeds", 3, "--components", 16, "--strengths", 4)
+def test_tabular_games(run_script):
+    output = run_script(
+        "benchmarks/tabular_games.py", "--seeds", 3, "--components", 16, "--strengths", 4
+    )
     assert "| 16 | 4 |" in output
     assert output.count("3 of 3") >= 2  # of climbing and the two penalty games
 
 
-def test_equilibrium_gaps(tmp_path):
+def test_equilibrium_gaps(tmp_path, run_script):
     sizes = ("--games", "penalty_25", "--seeds", 2, "--frames", 5000)
-    output = run("benchmarks/equilibrium_gaps.py", *sizes, "--csv", tmp_path / "gaps.csv")
+    output = run_script("benchmarks/equilibrium_gaps.py", *sizes, "--csv", tmp_path / "gaps.csv")
     with (tmp_path / "gaps.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert output.count("| penalty_25 |") == len({row["form"] for row in rows}) == 5

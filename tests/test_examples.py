@@ -27,27 +27,36 @@ SCRIPTS = (
 )
 
 
-def run(*arguments, ok=True):
-    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (result.returncode == 0) == ok, result.stdout + result.stderr
-    return result.stdout + result.stderr
+SHORT = (
+    "env.total_frames=800",
+    "env.frames_per_batch=400",
+    "env.eval_interval=400",
+    "env.eval_envs=2",
+    "env.eval_steps=3",
+    "env.num_envs=20",
+    "num_threads=1",
+)
 
 
-def train(tmp_path, *overrides, ok=True):
-    return run(
-        ROOT / "examples/train.py",
-        f"hydra.run.dir={tmp_path}/run",
-        "env.total_frames=800",
-        "env.frames_per_batch=400",
-        "env.eval_interval=400",
-        "env.eval_envs=2",
-        "env.eval_steps=3",
-        "env.num_envs=20",
-        "num_threads=1",
-        *overrides,
-        ok=ok,
-    )
+@pytest.fixture
+def train(run_script):
+    """A short run in ``folder / "run"``."""
+
+    def train(folder, *overrides, ok=True):
+        run = f"hydra.run.dir={folder}/run"
+        return run_script("examples/train.py", run, *SHORT, *overrides, ok=ok)
+
+    return train
+
+
+def test_from_a_shell(tmp_path):
+    """The other tests of this file run scripts in their own process."""
+    overrides = (*SHORT, f"hydra.run.dir={tmp_path}/run", "env=climbing", "algorithm=mappo")
+    command = [sys.executable, "-W", "ignore", "examples/train.py", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run")["frames"] == [400, 800]
+    assert f"run directory: {tmp_path / 'run'}" in done.stdout
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -55,14 +64,14 @@ def test_user_scripts_are_short(name):
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 80
 
 
-def test_compose_by_hand():
-    assert "payoff of the decentralized modes" in run(
+def test_compose_by_hand(run_script):
+    assert "payoff of the decentralized modes" in run_script(
         "examples/compose_by_hand.py", "--frames", 800
     )
 
 
-def test_asymmetric_learning_failure(tmp_path):
-    output = run(
+def test_asymmetric_learning_failure(tmp_path, run_script):
+    output = run_script(
         "examples/asymmetric_learning_failure.py", "--frames", 5_000, "--out", tmp_path / "out"
     )
     printed = dict(line.rsplit(maxsplit=1) for line in output.splitlines())
@@ -82,13 +91,13 @@ def test_asymmetric_learning_failure(tmp_path):
 
 
 @pytest.mark.parametrize("actions", ["continuous", "discrete"])
-def test_drop_in(actions):
-    output = run("examples/drop_in.py", "--actions", actions, "--frames", 3200)
+def test_drop_in(actions, run_script):
+    output = run_script("examples/drop_in.py", "--actions", actions, "--frames", 3200)
     assert "team reward per step" in output
 
 
-def test_ppo_trainer_trains_what_is_deployed(tmp_path):
-    output = run(
+def test_ppo_trainer_trains_what_is_deployed(tmp_path, run_script):
+    output = run_script(
         "examples/ppo_trainer.py",
         "frames=120",
         "collector.frames_per_batch=60",
@@ -110,8 +119,8 @@ def test_correlation_leaves_the_frozen_actors_as_they_are():
     assert scores.keys() == {f"{a}, {b}" for a in ("frozen", "joint") for b in ("sampled", "modes")}
 
 
-def test_pictures(tmp_path):
-    run("examples/pictures.py", "--frames", 2_500, "--out", tmp_path)
+def test_pictures(tmp_path, run_script):
+    run_script("examples/pictures.py", "--frames", 2_500, "--out", tmp_path)
     for name in ("climbing_policies.png", "modifier_along_an_episode.png"):
         assert 5_000 < (tmp_path / name).stat().st_size < 150_000
 
@@ -150,14 +159,14 @@ def test_existing_script_changes_by_as_many_lines_as_its_page_says():
         ("bridge_crossing", "agent_mixer"),
     ],
 )
-def test_train_then_evaluate(tmp_path, env, algorithm):
+def test_train_then_evaluate(tmp_path, train, run_script, env, algorithm):
     output = train(tmp_path, f"env={env}", f"algorithm={algorithm}", "algorithm.epochs=1")
     folder = tmp_path / "run"
     for name in ("learning_curve.png", "decentralized.gif", "algorithm.pt", "config.json"):
         assert (folder / name).stat().st_size > 0, name
     assert str(folder) in output
     assert read_metrics(folder)["frames"] == [400, 800]
-    loaded = run("examples/evaluate_decentralized.py", folder, "--episodes", 3)
+    loaded = run_script("examples/evaluate_decentralized.py", folder, "--episodes", 3)
     assert "reads [('agents', 'observation')]" in loaded
 
 
@@ -171,7 +180,7 @@ def test_train_then_evaluate(tmp_path, env, algorithm):
         ("algorithm.name=mapo", "did you mean 'mappo'"),
     ],
 )
-def test_bad_configuration_is_explained(tmp_path, override, words):
+def test_bad_configuration_is_explained(tmp_path, train, override, words):
     assert words in train(tmp_path, override, ok=False)
 
 
@@ -192,7 +201,7 @@ def without_rates(folder):
     return {k: v for k, v in read_metrics(folder).items() if not k.startswith("fps")}
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path):
+def test_a_run_that_was_stopped_goes_on(tmp_path, train, run_script):
     options = (
         "env=grid_predator_prey",
         "algorithm=agent_mixer",
@@ -205,7 +214,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert "1e-06 s are over at frame 400" in output
     assert not (cut / "algorithm.pt").exists()
     # By its directory, with the config it was begun with:
-    output = run("examples/train.py", f"resume={cut}", f"hydra.run.dir={tmp_path / 'hydra'}")
+    output = run_script("examples/train.py", f"resume={cut}", f"hydra.run.dir={tmp_path / 'hydra'}")
     assert "resumed from the checkpoint at frame 400" in output
     assert without_rates(cut) == without_rates(tmp_path / "whole" / "run")
     # And a complete one stays as it is.
@@ -214,7 +223,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert (cut / "metrics.csv").read_text() == before
 
 
-def test_auto_resume_begins_and_goes_on(tmp_path):
+def test_auto_resume_begins_and_goes_on(tmp_path, train):
     options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
     train(tmp_path, *options, "max_time=1e-6")
     output = train(tmp_path, *options)
@@ -222,7 +231,7 @@ def test_auto_resume_begins_and_goes_on(tmp_path):
     assert read_metrics(tmp_path / "run")["frames"] == [400, 800]
 
 
-def test_another_config_is_no_continuation(tmp_path):
+def test_another_config_is_no_continuation(tmp_path, train):
     options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
     train(tmp_path, *options, "max_time=1e-6")
     before = (tmp_path / "run" / "metrics.csv").read_text()
@@ -231,7 +240,7 @@ def test_another_config_is_no_continuation(tmp_path):
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
 
 
-def test_nothing_to_resume_is_explained(tmp_path):
+def test_nothing_to_resume_is_explained(tmp_path, train):
     output = train(tmp_path, f"resume={tmp_path / 'none'}", ok=False)
     assert f"{tmp_path / 'none'} is no directory" in output
     assert not (tmp_path / "none").exists()

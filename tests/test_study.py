@@ -146,7 +146,7 @@ class TestItGoesOnFromAReport:
         assert not todo
         output = run(*command)
         assert "2 of 4 runs complete or left out" in output
-        assert "report: not in this study, or with other overrides: climbing/mappo\n" in output
+        assert "report: not taken, made with other overrides: climbing/mappo\n" in output
         assert [(job.candidate, job.seed) for job in todo] == [("mappo", 0), ("mappo", 1)]
 
     @pytest.mark.parametrize(

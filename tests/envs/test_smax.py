@@ -316,7 +316,7 @@ import jax
 assert jax.config.jax_compilation_cache_dir == sys.argv[1], jax.config.jax_compilation_cache_dir
 assert sys.stdout is out
 """
-    home = {"HOME": str(tmp_path), "PATH": ""}
+    home = {"HOME": str(tmp_path), "PATH": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     default = str(tmp_path / ".cache" / "torchrl_agentmixer" / "jax")
     chosen = str(tmp_path / "chosen")
     for folder, options in ((default, {}), (chosen, {"JAX_COMPILATION_CACHE_DIR": chosen})):
