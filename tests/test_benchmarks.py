@@ -65,7 +65,7 @@ def test_tabular_games(run_script):
 
 
 def test_equilibrium_gaps(tmp_path, run_script):
-    sizes = ("--games", "penalty_25", "--seeds", 2, "--frames", 5000)
+    sizes = ("--games", "penalty_25", "--seeds", 2, "--frames", 2500)
     output = run_script("benchmarks/equilibrium_gaps.py", *sizes, "--csv", tmp_path / "gaps.csv")
     with (tmp_path / "gaps.csv").open() as file:
         rows = list(csv.DictReader(file))

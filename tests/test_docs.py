@@ -14,6 +14,7 @@ from typing import Literal, get_origin
 import pytest
 import torch
 
+from torchrl_agentmixer.reporting import write_report
 from torchrl_agentmixer.training import Evaluation, RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
         monkeypatch.setattr("torchrl.envs.libs.smacv2._has_smacv2", True)
     if page.name == "reporting.md":
         two_runs(tmp_path / "runs")
+        monkeypatch.setitem(write_report.__kwdefaults__, "resamples", 5)  # 2,000 take a while
     script = blocks(page)
     if ">>>" in script:
         parsed = doctest.DocTestParser().get_doctest(script, {}, name(page), str(page), 0)

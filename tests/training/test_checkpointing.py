@@ -54,7 +54,7 @@ def run(
     if options.get("seed_dim"):
         envs = [TransformedEnv(env, CorrelationSeed(3)) for env in envs]
     torch.manual_seed(0)
-    options = options if kind == "sac" else {"epochs": 2, **options}
+    options = options if kind == "sac" else {"epochs": 2, "num_minibatches": 2, **options}
     algorithm = make_algorithm(method, envs[0], total_frames, options)
     config = LoopConfig(
         total_frames=total_frames,
