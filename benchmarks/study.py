@@ -69,6 +69,9 @@ better than one of the first candidate, ties counted half, with a 95 % bootstrap
 FIXED = ("plots=false", "num_threads=1", "auto_resume=true")
 
 
+RunName = tuple[str, str, int]  # environment, candidate, seed
+
+
 class Job(NamedTuple):
     """One run: where it goes, and its overrides."""
 
@@ -79,7 +82,7 @@ class Job(NamedTuple):
     overrides: tuple[str, ...]  # all but the seed
 
     @property
-    def name(self) -> tuple[str, str, int]:
+    def name(self) -> RunName:
         return self.environment, self.candidate, self.seed
 
     def folder(self, out: Path) -> Path:
@@ -145,9 +148,7 @@ def read_run(job: Job, out: Path) -> list[dict]:
     return rows
 
 
-def read_report(
-    jobs: list[Job], folder: Path
-) -> tuple[dict[tuple[str, str, int], list[dict]], set[tuple[str, str, int]]]:
+def read_report(jobs: list[Job], folder: Path) -> tuple[dict[RunName, list[dict]], set[RunName]]:
     """The rows of those runs that are in a report, and were made with the same overrides.
 
     And the names of what else the report has.
@@ -160,7 +161,7 @@ def read_report(
             "what its runs were made with. Report into another folder."
         )
     made_with = yaml.safe_load((folder / "overrides.yaml").read_text())
-    known: dict[tuple[str, str, int], list[dict]] = {
+    known: dict[RunName, list[dict]] = {
         job.name: []
         for job in jobs
         if made_with.get(job.environment, {}).get(job.candidate) == list(job.overrides)
@@ -179,7 +180,7 @@ def read_report(
     return {name: rows for name, rows in known.items() if rows}, others
 
 
-def _listed(names: set[tuple[str, str, int]]) -> str:
+def _listed(names: set[RunName]) -> str:
     """What these runs are of: environments and candidates."""
     return ", ".join(sorted({f"{environment}/{candidate}" for environment, candidate, _ in names}))
 
@@ -278,9 +279,7 @@ def plot(rows: list[dict], environment: str, path: Path) -> None:
     picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-def report(
-    jobs: list[Job], out: Path, target: Path, known: dict[tuple[str, str, int], list[dict]]
-) -> None:
+def report(jobs: list[Job], out: Path, target: Path, known: dict[RunName, list[dict]]) -> None:
     """Write the CSV, tables and plots of what is complete, or ``known`` from reports.
 
     What was there is replaced when all of it is written.

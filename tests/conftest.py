@@ -35,7 +35,7 @@ def run_script(monkeypatch):
                 runpy.run_path(str(path), run_name="__main__")
             except SystemExit as end:
                 code = end.code
-        assert (not code) == ok, printed.getvalue()
+        assert (not code) == ok, f"{printed.getvalue()}{code}"
         return printed.getvalue()
 
     yield run

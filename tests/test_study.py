@@ -149,6 +149,13 @@ class TestItGoesOnFromAReport:
         assert "report: not taken, made with other overrides: climbing/mappo\n" in output
         assert [(job.candidate, job.seed) for job in todo] == [("mappo", 0), ("mappo", 1)]
 
+    def test_and_says_nothing_of_runs_that_are_not_of_the_study(
+        self, tmp_path, study, run, reported
+    ):
+        study.write_text(STUDY.replace("seeds: 2", "seeds: 1"))
+        output = run(study, "--out", tmp_path / "elsewhere", "--known", reported)
+        assert output == "2 of 2 runs complete or left out\n"
+
     @pytest.mark.parametrize(
         ("old", "new", "lost"),
         [
