@@ -23,6 +23,8 @@ def run_script(monkeypatch):
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level  # Hydra sets others
+    # It closes all there are too; absl's, which a test may have imported, closes pytest's stream.
+    monkeypatch.setattr(logging, "_handlerList", [])
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(script, *arguments, ok=True):
