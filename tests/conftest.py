@@ -23,8 +23,6 @@ def run_script(monkeypatch):
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level  # Hydra sets others
-    # It closes all there are too; absl's, which a test may have imported, closes pytest's stream.
-    monkeypatch.setattr(logging, "_handlerList", [])
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(script, *arguments, ok=True):
@@ -32,6 +30,8 @@ def run_script(monkeypatch):
         monkeypatch.chdir(ROOT)
         monkeypatch.syspath_prepend(str(path.parent))
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        # Hydra closes all there are, and absl's, where a test imported it, closes pytest's stream.
+        monkeypatch.setattr(logging, "_handlerList", [])
         with redirect_stdout(printed), redirect_stderr(printed):
             try:
                 runpy.run_path(str(path), run_name="__main__")

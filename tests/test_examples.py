@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import re
 import runpy
@@ -57,6 +58,15 @@ def test_from_a_shell(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run")["frames"] == [400, 800]
     assert f"run directory: {tmp_path / 'run'}" in done.stdout
+
+
+def test_a_script_in_this_process_closes_no_log_handler(tmp_path, train):
+    """Hydra closes all that it finds."""
+    closed = []
+    handler = logging.StreamHandler()
+    handler.close = lambda: closed.append(handler)
+    train(tmp_path, "algorithm.name=mapo", ok=False)
+    assert not closed
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
