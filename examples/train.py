@@ -36,7 +36,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import (
     CorrelationSeed,
@@ -104,15 +104,15 @@ def run(
 
     ``changed`` are fields that a resumed run goes on with, others than it was begun with.
     """
-    folder, first = ranks.from_first(lambda: folder), ranks.rank() == 0
-    resume = ranks.from_first(
+    folder, first = distributed.from_first(lambda: folder), distributed.rank() == 0
+    resume = distributed.from_first(
         lambda: config.resume is not None or (config.auto_resume and can_resume(folder))
     )
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.manual_seed(config.seed)
-    num_envs = ranks.share(config.env.num_envs, "env.num_envs")
-    seed = ranks.own_seed(config.seed)
+    num_envs = distributed.share(config.env.num_envs, "env.num_envs")
+    seed = distributed.own_seed(config.seed)
     workers = build_workers(config, num_envs, seed)
     env = build_env(config, num_envs, seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
@@ -220,14 +220,14 @@ def main(config: DictConfig) -> float | None:
         folder = Path(config.resume)
         config, changed = continuation(config, HydraConfig.get().overrides.task)
     last = run(config, folder, changed=changed)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         print(results_table([folder]))
         print(f"run directory: {folder}")
     return last["eval_return"]
 
 
 if __name__ == "__main__":
-    with ranks.process_group(), tempfile.TemporaryDirectory() as unused:
-        if ranks.rank():  # Hydra's folder; all write the first rank's
+    with distributed.process_group(), tempfile.TemporaryDirectory() as unused:
+        if distributed.rank():  # Hydra's folder; all write the first rank's
             sys.argv += [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
         main()

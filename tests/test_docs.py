@@ -30,6 +30,7 @@ PACKAGES = (
     "export",
     "modules",
     "objectives",
+    "policies",
     "reporting",
     "training",
 )

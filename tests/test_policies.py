@@ -17,8 +17,6 @@ from torchrl.modules import MultiAgentMLP, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
-from torchrl_agentmixer.diagnostics import consistency_metrics
 from torchrl_agentmixer.distributions import (
     IGCCategorical,
     IGCMixture,
@@ -28,7 +26,9 @@ from torchrl_agentmixer.distributions import (
 from torchrl_agentmixer.envs import CorrelationSeed, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, ModifierGroup, PolicyModifier, value_module
-from torchrl_agentmixer.policies import COMPONENT_LOGITS_KEY, AgentMixerPolicy
+from torchrl_agentmixer.policies import AgentMixerPolicy, consistency_metrics
+from torchrl_agentmixer.policies.agent_mixer import COMPONENT_LOGITS_KEY
+from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 STATE = ("info", "state")
 SEED = ("info", "seed")

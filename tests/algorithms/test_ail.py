@@ -14,9 +14,9 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.algorithms import AIL, AILConfig, Schedule, make_algorithm
-from torchrl_agentmixer.algorithms.central_actor import CentralActor
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.modules.central_actor import CentralActor
 
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}
 MASKED_PAYOFF = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])  # 1, 2 and 3 actions

@@ -11,10 +11,11 @@ from tensordict import TensorDict
 from torch.distributions import Categorical, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_agentmixer.algorithms import AutoregressivePolicy, make_algorithm
-from torchrl_agentmixer.decentralized import actor_module
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
+from torchrl_agentmixer.policies import AutoregressivePolicy
+from torchrl_agentmixer.policies.product import actor_module
 
 AGENTS = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=3, discrete=True)
 MASKED = AgentGroup(

@@ -9,8 +9,8 @@ from torch.distributions import Categorical, Independent, Normal
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_agentmixer.algorithms import HAPPO, HAPPOConfig, make_algorithm
+from torchrl_agentmixer.distributed import standardized
 from torchrl_agentmixer.envs import MatrixGameEnv, RecallEnv, make_env, with_memory
-from torchrl_agentmixer.ranks import standardized
 
 MEMORY = {"memory_dim": 8, "sequence_length": 4}
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}

@@ -11,10 +11,11 @@ from torch.distributions import Categorical, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.value import GAE
 
-from torchrl_agentmixer.algorithms import MATConfig, MATDecConfig, TransformerPolicy, make_algorithm
+from torchrl_agentmixer.algorithms import MATConfig, MATDecConfig, make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ActionDecoder, ObservationEncoder
+from torchrl_agentmixer.policies import TransformerPolicy
 
 SIZES = {"n_agents": 3, "observation_dim": 4}
 AGENTS = AgentGroup("agents", **SIZES, action_dim=3, discrete=True)

@@ -24,10 +24,10 @@ from torchrl_agentmixer.algorithms import (
     decentralized_execution,
     make_algorithm,
 )
-from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors, verification
 from torchrl_agentmixer.export import decentralized as exporting
+from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 LOW, HIGH = torch.tensor([[-1.0, 0.0, -3.0]] * 2), torch.tensor([[1.0, 0.5, 100.0]] * 2)
 BOUNDS = {"low": LOW, "high": HIGH}

@@ -18,7 +18,7 @@ from torchrl_agentmixer.envs import make_env, simulation_state
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
 from torchrl_agentmixer.training.finite import check_update
-from torchrl_agentmixer.training.interruption import what_died
+from torchrl_agentmixer.training.signals import what_died
 
 TASK = partial(make_env, "grid/predator_prey", num_envs=2)
 SEEDED = partial(TASK, seed=0)

@@ -139,7 +139,7 @@ def test_trackio_and_tensorboard_at_once(tmp_path, stand_in):
 def test_what_cannot_be_logged_to_is_told_before_training(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="did you mean 'tensorboard'"):
         MetricLoggers("tensorbord", tmp_path)
-    monkeypatch.setattr("torchrl_agentmixer.training.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("torchrl_agentmixer.training.logging.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"^logger 'wandb' needs its package: pip install wandb$"):
         MetricLoggers("wandb", tmp_path)
 

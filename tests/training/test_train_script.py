@@ -113,7 +113,7 @@ def test_a_run_of_before_there_were_these_fields_goes_on(tmp_path, script):
 
 
 def test_a_missing_package_is_told_before_anything_is_written(tmp_path, script, monkeypatch):
-    monkeypatch.setattr("torchrl_agentmixer.training.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("torchrl_agentmixer.training.logging.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
         script.run(config(*TINY, "logger=[wandb,tensorboard]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
 from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
-from torchrl_agentmixer.algorithms.armappo import ARMAPPO, AutoregressivePolicy
+from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
-from torchrl_agentmixer.algorithms.in_turn import InTurnPolicy
-from torchrl_agentmixer.algorithms.latent_policy import LatentPolicy
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import (
     MAT,
     MATConfig,
     MATDec,
     MATDecConfig,
-    TransformerPolicy,
 )
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
@@ -40,10 +37,7 @@ __all__ = [
     "AgentMixerConfig",
     "AgentMixerSAC",
     "AgentMixerSACConfig",
-    "AutoregressivePolicy",
     "HAPPOConfig",
-    "InTurnPolicy",
-    "LatentPolicy",
     "MATConfig",
     "MATDec",
     "MATDecConfig",
@@ -51,7 +45,6 @@ __all__ = [
     "PPOAlgorithm",
     "PPOConfig",
     "Schedule",
-    "TransformerPolicy",
     "available_algorithms",
     "decentralized_execution",
     "default_options",

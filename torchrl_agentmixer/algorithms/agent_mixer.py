@@ -19,10 +19,10 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_value_norm,
 )
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.diagnostics.consistency import consistency_metrics, team_divergence
 from torchrl_agentmixer.groups import agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.policies.consistency import consistency_metrics, team_divergence
 
 COEFFICIENTS = ("temperature", "strength", "consistency", "modified_share")
 # Up to the middle of training the team correlates; from there on, what is deployed gets sharp.

@@ -14,12 +14,6 @@ from tensordict.nn import (
 from torch.distributions import kl_divergence
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.algorithms.behavior_mixture import (
-    EXPERT_LOG_PROB_KEY,
-    BehaviorMixture,
-    ExpertAdvantage,
-)
-from torchrl_agentmixer.algorithms.central_actor import CentralActor
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
     PPOConfig,
@@ -27,14 +21,20 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_value_norm,
 )
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.decentralized import (
+from torchrl_agentmixer.groups import agent_groups, state_dim
+from torchrl_agentmixer.modules import CentralCritic, value_module
+from torchrl_agentmixer.modules.central_actor import CentralActor
+from torchrl_agentmixer.objectives.distillation import ExpertAdvantage
+from torchrl_agentmixer.policies.behavior_mixture import (
+    EXPERT_LOG_PROB_KEY,
+    BehaviorMixture,
+)
+from torchrl_agentmixer.policies.product import (
     ContinuousDistribution,
     actor_module,
     mode_policy,
     product_policy,
 )
-from torchrl_agentmixer.groups import agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
 
 _ANNEALED = Schedule(1.0, 0.0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 
 
 def descend(
@@ -38,7 +38,7 @@ def descend(
     """
     optimizer.zero_grad()
     loss.backward()
-    ranks.average_gradients(parameters)
+    distributed.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
     optimizer.step()
     return norm

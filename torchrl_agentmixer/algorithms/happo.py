@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
     PPOConfig,
@@ -21,16 +21,16 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_ppo_loss,
     make_value_norm,
 )
-from torchrl_agentmixer.decentralized import (
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
+from torchrl_agentmixer.modules import CentralCritic, value_module
+from torchrl_agentmixer.objectives import HuberPPOLoss
+from torchrl_agentmixer.policies.product import (
     LOG_PROB_KEY,
     ContinuousDistribution,
     actor_module,
     mode_policy,
     product_policy,
 )
-from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
-from torchrl_agentmixer.objectives import HuberPPOLoss
 
 
 @dataclass(kw_only=True)
@@ -141,7 +141,7 @@ class HAPPO(PPOAlgorithm):
         Adds the metrics ``factor``, the mean over turns of the mean compound factor, which is 1 in
         expectation, and ``factor_std``, the mean over turns of its spread over the batch.
         """
-        advantage = ranks.standardized(data["advantage"])  # [*B, 1]
+        advantage = distributed.standardized(data["advantage"])  # [*B, 1]
         factor = torch.ones_like(advantage)
         logs = []
         for turn in self._order():
@@ -159,7 +159,7 @@ class HAPPO(PPOAlgorithm):
         turns = cast("list[AgentTurn]", list(self.turns))
         if self.config.fixed_order:
             return turns
-        order = ranks.from_first(torch.randperm(len(turns)).tolist)
+        order = distributed.from_first(torch.randperm(len(turns)).tolist)
         return [turns[index] for index in order]
 
     def _actor_step(self, turn: AgentTurn, minibatch: TensorDictBase) -> TensorDict:

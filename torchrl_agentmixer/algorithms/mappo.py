@@ -20,10 +20,10 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_ppo_loss,
     make_value_norm,
 )
-from torchrl_agentmixer.decentralized import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import CentralCritic, DecentralizedCritic, value_module
 from torchrl_agentmixer.objectives import HuberPPOLoss
+from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 CriticParts = list[tuple[TensorDictModuleBase, PopArtValueNorm, ValueEstimatorBase]]
 

@@ -16,15 +16,15 @@ from torchrl.envs import EnvBase
 from torchrl.modules import QValueModule
 from torchrl.objectives import QMixerLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
-from torchrl_agentmixer.algorithms.latent_policy import LatentPolicy, masked
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, only_group, state_dim
 from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.policies.latent import LatentPolicy, masked
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
@@ -220,7 +220,7 @@ class MAVEN(nn.Module):
         self.latent_optimizer = torch.optim.Adam(
             self._latent_parameters, lr=config.lr_latent, eps=config.adam_eps
         )
-        size = ranks.share(config.replay_size, "replay_size")
+        size = distributed.share(config.replay_size, "replay_size")
         self.replay = TransitionReplay(size, device=env.device)
         self._device = env.device
         self._episodes: TensorDictBase | None = None
@@ -254,7 +254,7 @@ class MAVEN(nn.Module):
         steps = self.config.epochs * self.config.num_minibatches
         logs = [self._gradient_step(self.replay.sample(size)) for _ in range(steps)]
         metrics = TensorDict.stack(logs).mean(0).update(metrics)
-        self.frames += batch.numel() * ranks.world_size()
+        self.frames += batch.numel() * distributed.world_size()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()} | {"epsilon": epsilon}
 
@@ -360,11 +360,11 @@ class MAVEN(nn.Module):
         returns, clip = episodes["return"], self.config.clip_epsilon
         loss = entropy = returns.new_zeros(())
         # Ranks may have ended different numbers of them: sums, over the mean number.
-        count = float(ranks.mean(returns.new_tensor(float(len(returns)))))
+        count = float(distributed.mean(returns.new_tensor(float(len(returns)))))
         steps = self.config.epochs if count else 0  # no episode may have ended
         if steps:
-            deviation = returns - ranks.mean(returns.sum()) / count
-            std = (ranks.mean(deviation.square().sum()) / count).sqrt()
+            deviation = returns - distributed.mean(returns.sum()) / count
+            std = (distributed.mean(deviation.square().sum()) / count).sqrt()
             advantage = deviation / (std + 1e-6)
         for _ in range(steps):
             dist = self._latent_dist(episodes)
@@ -380,7 +380,7 @@ class MAVEN(nn.Module):
             {
                 "loss_latent": loss,
                 "latent_entropy": entropy,
-                "episodes": torch.tensor(count * ranks.world_size()),
+                "episodes": torch.tensor(count * distributed.world_size()),
             }
         ).detach()
 

@@ -16,10 +16,10 @@ from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import GAE
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.objectives import HuberPPOLoss, ValueNormOfRanks
+from torchrl_agentmixer.objectives import DistributedValueNorm, HuberPPOLoss
 
 Scheduled = float | Schedule | Mapping[str, Any]
 ClipEpsilon = float | tuple[Scheduled, Scheduled]
@@ -180,7 +180,7 @@ class PPOAlgorithm(nn.Module):
         data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
         with set_recurrent_mode(True):
             metrics = self.learn(data).update(self.diagnose(data))
-        self.frames += batch.numel() * ranks.world_size()
+        self.frames += batch.numel() * distributed.world_size()
         self.on_progress(self.progress)
         return {name: float(value) for name, value in metrics.items()}
 
@@ -293,7 +293,7 @@ def _schedule_or_number(value: Scheduled) -> float | Schedule:
 
 def make_value_norm() -> PopArtValueNorm:
     """The normalizer of MAPPO's value targets."""
-    return ValueNormOfRanks(shape=1)
+    return DistributedValueNorm(shape=1)
 
 
 def make_ppo_loss(

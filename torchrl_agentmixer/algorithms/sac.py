@@ -14,13 +14,13 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
-from torchrl_agentmixer.diagnostics.consistency import consistency_metrics
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, JointActionCritic
 from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.policies.consistency import consistency_metrics
 
 
 @dataclass(kw_only=True)
@@ -187,9 +187,9 @@ class AgentMixerSAC(nn.Module):
             ]
         )
         self._parameters_in_use = [p for g in self.optimizer.param_groups for p in g["params"]]
-        size = ranks.share(config.replay_size, "replay_size")
+        size = distributed.share(config.replay_size, "replay_size")
         self.replay = TransitionReplay(size, device=env.device)
-        self._batch_size = ranks.share(config.batch_size, "batch_size")
+        self._batch_size = distributed.share(config.batch_size, "batch_size")
         self.total_frames = total_frames
         self.frames = 0
 
@@ -209,7 +209,7 @@ class AgentMixerSAC(nn.Module):
         ]
         with torch.no_grad():
             consistency = consistency_metrics(self.policy, transitions)
-        self.frames += batch.numel() * ranks.world_size()
+        self.frames += batch.numel() * distributed.world_size()
         metrics = TensorDict.stack(logs).mean(0).update(consistency)
         return {name: float(value) for name, value in metrics.items()}
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchrl_agentmixer.diagnostics.consistency import (
-    consistency_metrics,
-    mode_agreement,
-    team_divergence,
-)
 from torchrl_agentmixer.diagnostics.equilibrium import (
     EquilibriumGap,
     coarse_correlated_equilibrium_gap,
@@ -16,6 +9,7 @@ from torchrl_agentmixer.diagnostics.equilibrium import (
     joint_action_probs,
     nash_gap,
 )
+from torchrl_agentmixer.diagnostics.exploitability import BestResponseGap, best_response_gap
 from torchrl_agentmixer.diagnostics.identifiability import identifiability_gap
 
 __all__ = [
@@ -23,24 +17,8 @@ __all__ = [
     "EquilibriumGap",
     "best_response_gap",
     "coarse_correlated_equilibrium_gap",
-    "consistency_metrics",
     "correlated_equilibrium_gap",
     "identifiability_gap",
     "joint_action_probs",
-    "mode_agreement",
     "nash_gap",
-    "team_divergence",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import what trains deviators only when it is asked for: algorithms import this package."""
-    if name in ("BestResponseGap", "best_response_gap"):
-        from torchrl_agentmixer.diagnostics import exploitability
-
-        return getattr(exploitability, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

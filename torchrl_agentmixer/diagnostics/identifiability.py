@@ -6,9 +6,9 @@ import torch
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_agentmixer.diagnostics.consistency import team_divergence
 from torchrl_agentmixer.envs import with_memory
 from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.policies.consistency import team_divergence
 
 
 def identifiability_gap(

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.groups import agent_groups
 
 
@@ -76,9 +76,9 @@ class ObservationNormalizer(VecNormV2):
     @torch.no_grad()
     def average_over_ranks(self) -> None:
         """Make the statistics of all ranks those of all their steps, as many as a rank has had."""
-        if ranks.world_size() == 1:
+        if distributed.world_size() == 1:
             return
-        self.statistics.update_(merged_statistics([self.statistics], mean=ranks.mean))
+        self.statistics.update_(merged_statistics([self.statistics], mean=distributed.mean))
 
     def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.

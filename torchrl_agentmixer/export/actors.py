@@ -11,10 +11,10 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequ
 from torch import nn
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
-from torchrl_agentmixer.decentralized import Mode, action_bounds
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import CategoricalActor, GaussianActor
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
+from torchrl_agentmixer.policies.product import Mode, action_bounds
 
 Normalization = Mapping[str, tuple[torch.Tensor | float, torch.Tensor | float]]
 _READ = ("observation", "action_mask", "memory")
@@ -182,7 +182,7 @@ def agent_actors(
 
     Args:
         policy (TensorDictModuleBase): from :meth:`AgentMixerPolicy.decentralized` or
-            :func:`~torchrl_agentmixer.decentralized.mode_policy`.
+            :func:`~torchrl_agentmixer.policies.product.mode_policy`.
         normalization (mapping, optional): ``(loc, scale)`` of a group's observations.
 
     Raises:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss, ValueNormOfRanks
+from torchrl_agentmixer.objectives.huber_ppo import DistributedValueNorm, HuberPPOLoss
 
-__all__ = ["HuberPPOLoss", "ValueNormOfRanks"]
+__all__ = ["DistributedValueNorm", "HuberPPOLoss"]

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torchrl.modules import PopArtValueNorm
 from torchrl.objectives.multiagent import MAPPOLoss
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 
 
 class HuberPPOLoss(MAPPOLoss):
@@ -93,12 +93,14 @@ class HuberPPOLoss(MAPPOLoss):
     def _standardize_advantage(
         self, advantage: torch.Tensor, tensordict: TensorDictBase
     ) -> torch.Tensor:
-        if ranks.world_size() == 1:
+        if distributed.world_size() == 1:
             return super()._standardize_advantage(advantage, tensordict)
-        return ranks.standardized(advantage, exclude_dims=self.normalize_advantage_exclude_dims)
+        return distributed.standardized(
+            advantage, exclude_dims=self.normalize_advantage_exclude_dims
+        )
 
 
-class ValueNormOfRanks(PopArtValueNorm):
+class DistributedValueNorm(PopArtValueNorm):
     """TorchRL's ``PopArtValueNorm`` on the value targets of all ranks.
 
     Moments are linear in the batch: the means over ranks are those of the joined batch.
@@ -107,7 +109,7 @@ class ValueNormOfRanks(PopArtValueNorm):
         **kwargs: as ``PopArtValueNorm``.
 
     Examples:
-        >>> norm = ValueNormOfRanks(shape=1)
+        >>> norm = DistributedValueNorm(shape=1)
         >>> norm.update(torch.tensor([[1.0], [3.0]]))
         >>> round(norm.normalize(torch.tensor([3.0])).item(), 3)
         1.0
@@ -117,4 +119,4 @@ class ValueNormOfRanks(PopArtValueNorm):
     def update(self, value_target: torch.Tensor) -> None:
         """Fold value targets ``[*B, 1]`` in."""
         super().update(value_target)
-        ranks.average_([self.running_mean, self.running_mean_sq])
+        distributed.average_([self.running_mean, self.running_mean_sq])

@@ -6,7 +6,7 @@ from torchrl_agentmixer.training.checkpointing import RunCheckpoints
 from torchrl_agentmixer.training.collection import Workers
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate, record_gif
-from torchrl_agentmixer.training.loggers import MetricLoggers
+from torchrl_agentmixer.training.logging import MetricLoggers
 from torchrl_agentmixer.training.loop import Algorithm, LoopConfig, train
 from torchrl_agentmixer.training.memory import keep_freed_memory
 from torchrl_agentmixer.training.progress import ProgressBar

@@ -18,7 +18,7 @@ from torchrl.checkpoint import (
 )
 from torchrl.collectors import Collector
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 FORMAT = 1
@@ -193,15 +193,15 @@ def parts_of_ranks(states: Sequence[Mapping[str, State]]) -> dict[str, State]:
 
 def part_of_rank(parts: Mapping[str, State], name: str) -> State:
     """What this rank had of a part."""
-    return parts[f"{name}_{ranks.rank()}" if ranks.rank() else name]
+    return parts[f"{name}_{distributed.rank()}" if distributed.rank() else name]
 
 
 def check_ranks(written_by: int) -> None:
     """Raise an error if a checkpoint is that of another number of ranks."""
-    if written_by != ranks.world_size():
+    if written_by != distributed.world_size():
         raise ValueError(
             f"expected as many ranks as the checkpoint was written by, {written_by}, got "
-            f"{ranks.world_size()}: each has a state of its own. Resume it with "
+            f"{distributed.world_size()}: each has a state of its own. Resume it with "
             f"`torchrun --nproc-per-node {written_by}`, or with one process for 1."
         )
 

@@ -30,7 +30,7 @@ from torchrl_agentmixer.training.checkpointing import (
     load_random_state,
     random_state,
 )
-from torchrl_agentmixer.training.interruption import end_processes, what_died, worker_processes
+from torchrl_agentmixer.training.signals import end_processes, what_died, worker_processes
 
 EnvFunction = Callable[[], EnvBase]
 UNTOLD = "the environment cannot tell its state"

@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
     check_ranks,
@@ -29,13 +29,13 @@ from torchrl_agentmixer.training.collection import Collection, Workers, make_col
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
-from torchrl_agentmixer.training.interruption import (
+from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, rates
+from torchrl_agentmixer.training.run_directory import RunDirectory
+from torchrl_agentmixer.training.signals import (
     asked_to_end,
     what_died,
     worker_processes,
 )
-from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, rates
-from torchrl_agentmixer.training.run_directory import RunDirectory
 
 
 class Algorithm(Protocol):
@@ -144,7 +144,8 @@ def train(
     A batch, metric or parameter that is not finite, and a worker process that dies, end the run
     with an error that names it, and the checkpoint to go back to.
 
-    Where ``torchrun`` started several processes (:mod:`torchrl_agentmixer.ranks`), each calls this
+    Where ``torchrun`` started several processes (:mod:`torchrl_agentmixer.distributed`), each of
+    them calls this
     with environments of its own, all as many, and all of them are one run: frames count over all
     ranks, every gradient step is on the mean of the ranks' gradients, and the first rank evaluates
     and writes the run directory.
@@ -177,15 +178,15 @@ def train(
         RuntimeError: when a worker process dies, of a ``ParallelEnv`` or of ``workers``.
         SystemExit: after SIGTERM or SIGINT, with the code that shells give them.
     """
-    num_envs = env.batch_size.numel() * ranks.world_size()
+    num_envs = env.batch_size.numel() * distributed.world_size()
     if config.frames_per_batch % num_envs:
         raise ValueError(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
     tell = on_message or partial(warnings.warn, stacklevel=2)
-    say = tell if ranks.rank() == 0 else _nothing
-    frames_per_batch = config.frames_per_batch // ranks.world_size()
+    say = tell if distributed.rank() == 0 else _nothing
+    frames_per_batch = config.frames_per_batch // distributed.world_size()
     collection = make_collection(env, algorithm.policy, frames_per_batch, workers)
     checkpoints = RunCheckpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
     evaluating_by = worker_processes(eval_env)
@@ -203,9 +204,9 @@ def train(
             "collector": collection.state(),
             "random": random_state(),
         }
-        parts = parts_of_ranks(ranks.gather(own))
-        parts["loop"] = {**vars(position), "sizes": run.sizes(), "ranks": ranks.world_size()}
-        ranks.from_first(lambda: checkpoints.save(parts, frames=position.frames))
+        parts = parts_of_ranks(distributed.gather(own))
+        parts["loop"] = {**vars(position), "sizes": run.sizes(), "ranks": distributed.world_size()}
+        distributed.from_first(lambda: checkpoints.save(parts, frames=position.frames))
 
     try:
         with asked_to_end() as asked:
@@ -214,7 +215,7 @@ def train(
                 if next_checkpoint is not None:
                     next_checkpoint = _after(position.frames, next_checkpoint)
             else:
-                ranks.start_alike(algorithm.state_dict())
+                distributed.start_alike(algorithm.state_dict())
                 collection.update_parameters()
             if on_start is not None:
                 on_start(position.frames)
@@ -226,18 +227,18 @@ def train(
             reason = config.early_stopping.reason(position.stopping)
             if position.frames < config.total_frames and reason is None:
                 # It says that a run has ended.
-                ranks.from_first(lambda: (run.path / "algorithm.pt").unlink(missing_ok=True))
+                distributed.from_first(lambda: (run.path / "algorithm.pt").unlink(missing_ok=True))
             while position.frames < config.total_frames and reason is None:
                 with _explained(position, checkpoints, died, asked, tell):
                     with _timed(seconds, "collect"):
                         batch = next(batches)
-                    size = batch.numel() * ranks.world_size()
+                    size = batch.numel() * distributed.world_size()
                     frames = position.frames + size
                     check_batch(batch, frames)
                     collection.share_statistics()
                     row = {"frames": frames, **batch_metrics(batch)}
                     with _timed(seconds, "update"):
-                        row |= ranks.mean_row(algorithm.update(batch))
+                        row |= distributed.mean_row(algorithm.update(batch))
                     check_update(row, algorithm.state_dict(), frames)
                     collection.update_parameters()
                     evaluating = frames >= position.next_eval or frames >= config.total_frames
@@ -259,7 +260,7 @@ def train(
                 over = config.max_time is not None and time.monotonic() - began > config.max_time
                 done = frames >= config.total_frames or reason is not None
                 with _explained(position, checkpoints, died, asked, tell):
-                    late, signal_number = ranks.largest(over, asked[0] if asked else 0)
+                    late, signal_number = distributed.largest(over, asked[0] if asked else 0)
                     ending = late or done or signal_number
                     if next_checkpoint is not None and (ending or frames >= next_checkpoint):
                         save()
@@ -275,7 +276,7 @@ def train(
         collection.close()
     if reason is not None and position.frames < config.total_frames:
         say(f"{run.path}: stopped early at frame {position.frames:,}: {reason}.")
-    ranks.from_first(lambda: torch.save(algorithm.state_dict(), run.path / "algorithm.pt"))
+    distributed.from_first(lambda: torch.save(algorithm.state_dict(), run.path / "algorithm.pt"))
     return position.row
 
 
@@ -299,7 +300,7 @@ def _resume(
     say: Callable[[str], None],
 ) -> None:
     """Go on from the newest whole checkpoint."""
-    frames, parts = ranks.from_first(lambda: checkpoints.load_newest(say))
+    frames, parts = distributed.from_first(lambda: checkpoints.load_newest(say))
     check_ranks(parts["loop"].get("ranks", 1))
     algorithm.load_checkpoint_state(part_of_rank(parts, "algorithm"))
     collection.update_parameters()
@@ -364,7 +365,7 @@ def _film(
     run: RunDirectory,
 ) -> None:
     """Record the first evaluation episode if it is time, and leave random numbers as they are."""
-    if config.video_interval is None or position.frames < position.next_video or ranks.rank():
+    if config.video_interval is None or position.frames < position.next_video or distributed.rank():
         return
     path = run.path / "videos" / f"{position.frames:012d}.gif"
     path.parent.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
@@ -32,10 +32,10 @@ def batch_metrics(batch: TensorDictBase) -> dict[str, float | None]:
 
 def _mean(values: torch.Tensor) -> float | None:
     """Over all ranks, which may have different numbers of values; ``None`` of none."""
-    if ranks.world_size() == 1:
+    if distributed.world_size() == 1:
         return float(values.float().mean()) if values.numel() else None
     total = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel())).double()])
-    total, count = ranks.mean(total).tolist()
+    total, count = distributed.mean(total).tolist()
     return total / count if count else None
 
 
@@ -82,7 +82,7 @@ def evaluation_metrics(
             **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
         }
 
-    return ranks.from_first(scores)
+    return distributed.from_first(scores)
 
 
 def rates(seconds: dict[str, float], frames: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.training.evaluation import Evaluation
 
 _PACKAGES = (
@@ -60,7 +60,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = Path(path)
         self.resume = resume
-        self._writes = ranks.rank() == 0
+        self._writes = distributed.rank() == 0
         if resume and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} is no directory: expected that of a run.")
         self.path.mkdir(parents=True, exist_ok=True)

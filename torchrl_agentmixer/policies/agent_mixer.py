@@ -15,7 +15,10 @@ from tensordict.nn import (
 from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.decentralized import (
+from torchrl_agentmixer.distributions import GroupedDistributionBuilder, IGCMixture
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
+from torchrl_agentmixer.modules import IGCCoefficients, ModifierGroup, PolicyModifier
+from torchrl_agentmixer.policies.product import (
     LOG_PROB_KEY,
     ContinuousDistribution,
     action_bounds,
@@ -25,9 +28,6 @@ from torchrl_agentmixer.decentralized import (
     probabilistic_module,
     product_policy,
 )
-from torchrl_agentmixer.distributions import GroupedDistributionBuilder, IGCMixture
-from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import IGCCoefficients, ModifierGroup, PolicyModifier
 
 DiscreteForm = Literal["perturbation", "temperature", "mixture"]
 COMPONENT_LOGITS_KEY = "component_logits"

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from torchrl_agentmixer import ranks
+from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import (
     make_env,
@@ -82,10 +82,10 @@ def build(case):
 def updated(case, batch):
     """Parameters and metrics after an update on this rank's half of a batch."""
     algorithm, _ = build(case)
-    half = batch.shape[0] // ranks.world_size()
+    half = batch.shape[0] // distributed.world_size()
     torch.manual_seed(0)
-    metrics = algorithm.update(batch[half * ranks.rank() :][:half].clone())
-    return algorithm.state_dict(), ranks.mean_row(metrics), algorithm.frames
+    metrics = algorithm.update(batch[half * distributed.rank() :][:half].clone())
+    return algorithm.state_dict(), distributed.mean_row(metrics), algorithm.frames
 
 
 def updates(batches):
@@ -126,9 +126,9 @@ def test_two_ranks_learn_what_one_process_learns_from_all(learned, case):
 
 def statistics():
     """Two ranks with different numbers of resets, and what each knows after all."""
-    env = make_env("grid/predator_prey", num_envs=3, seed=ranks.rank())
+    env = make_env("grid/predator_prey", num_envs=3, seed=distributed.rank())
     env = normalize_observations(env)
-    seen = [env.reset() for _ in range(1 + ranks.rank())]
+    seen = [env.reset() for _ in range(1 + distributed.rank())]
     del seen
     own = observation_normalizer(env).statistics.clone()
     observation_normalizer(env).average_over_ranks()
@@ -151,9 +151,9 @@ LOOP = {"total_frames": 160, "frames_per_batch": 40, "eval_interval": 80, "eval_
 def run(path, *, resume=False, hook=None, name="mappo", loop=LOOP, checkpoints=80):
     """4 batches of 10 steps in 2 environments a rank."""
     torch.manual_seed(0)
-    env = make_env("grid/predator_prey", num_envs=2, seed=ranks.own_seed(0))
+    env = make_env("grid/predator_prey", num_envs=2, seed=distributed.own_seed(0))
     eval_env = make_env("grid/predator_prey", num_envs=2, seed=0)
-    torch.manual_seed(ranks.rank())  # parameters differ until the loop begins
+    torch.manual_seed(distributed.rank())  # parameters differ until the loop begins
     algorithm = make_algorithm(name, env, 160, {"epochs": 2, "num_minibatches": 2})
     config = LoopConfig(**loop, checkpoint_interval=checkpoints, video_interval=None)
     said = []
@@ -170,12 +170,12 @@ def run(path, *, resume=False, hook=None, name="mappo", loop=LOOP, checkpoints=8
 
 
 def ask_the_second_to_end(row):
-    if row["frames"] == 80 and ranks.rank() == 1:
+    if row["frames"] == 80 and distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def kill_the_second(row):
-    if row["frames"] == 120 and ranks.rank() == 1:
+    if row["frames"] == 120 and distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -228,7 +228,7 @@ def test_a_rank_that_is_killed(tmp_path):
 
 
 def test_what_cannot_be_divided(tmp_path):
-    (error, _) = on_two_ranks(tmp_path / "a", lambda: ranks.share(5, "env.num_envs"))
+    (error, _) = on_two_ranks(tmp_path / "a", lambda: distributed.share(5, "env.num_envs"))
     assert (
         "`env.num_envs` to be a multiple of the 2 ranks, among which it is divided, got 5"
         in str(error)
@@ -242,7 +242,7 @@ def fails_on_first():
     def make():
         raise FileNotFoundError("no checkpoint")
 
-    ranks.from_first(make)
+    distributed.from_first(make)
 
 
 def test_an_error_of_the_first_is_one_of_all(tmp_path):

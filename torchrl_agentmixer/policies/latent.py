@@ -14,8 +14,8 @@ from torchrl.data import Composite
 from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import exploration_type
 
-from torchrl_agentmixer.algorithms.in_turn import DETERMINISTIC
 from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.policies.autoregressive import DETERMINISTIC
 
 
 class LatentPolicy(TensorDictModuleBase):

@@ -1,0 +1,36 @@
+"""Policies: joint, decentralized, autoregressive, with a Transformer, and with a latent."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.policies.agent_mixer import AgentMixerPolicy
+from torchrl_agentmixer.policies.autoregressive import AutoregressivePolicy, InTurnPolicy
+from torchrl_agentmixer.policies.behavior_mixture import BehaviorMixture
+from torchrl_agentmixer.policies.consistency import (
+    consistency_metrics,
+    mode_agreement,
+    team_divergence,
+)
+from torchrl_agentmixer.policies.latent import LatentPolicy
+from torchrl_agentmixer.policies.product import (
+    RecurrentActor,
+    actor_module,
+    mode_policy,
+    product_policy,
+)
+from torchrl_agentmixer.policies.transformer import TransformerPolicy
+
+__all__ = [
+    "AgentMixerPolicy",
+    "AutoregressivePolicy",
+    "BehaviorMixture",
+    "InTurnPolicy",
+    "LatentPolicy",
+    "RecurrentActor",
+    "TransformerPolicy",
+    "actor_module",
+    "consistency_metrics",
+    "mode_agreement",
+    "mode_policy",
+    "product_policy",
+    "team_divergence",
+]

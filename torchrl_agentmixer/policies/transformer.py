@@ -1,0 +1,128 @@
+"""MAT's joint policy: a Transformer that decodes the agents' actions one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import nn
+
+from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.modules import ActionDecoder
+from torchrl_agentmixer.policies.autoregressive import InTurnPolicy
+from torchrl_agentmixer.policies.product import ContinuousDistribution, product_policy
+
+
+class TransformerPolicy(InTurnPolicy):
+    r"""MAT's joint policy: :math:`\prod_i \pi(a_i \mid \hat o_1, \ldots, \hat o_n, a_{<i})`.
+
+    Acting, the encoder runs once and the decoder as many times as there are agents; both run once
+    for :meth:`get_dist`.
+
+    Args:
+        encoder (TensorDictModule): maps ``(group, "observation")`` to ``(group,
+            "representation")`` ``[*B, n, width]``.
+        individual (ProbabilisticTensorDictSequential): maps representations and actions to a
+            distribution that is independent over agents, ``joint=False``.
+        group (AgentGroup): the agents.
+
+    Keyword Args:
+        greedy (bool): act by the conditionals' modes, whatever the exploration type is.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> group = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=2, discrete=True)
+        >>> policy = TransformerPolicy.build(group, ObservationEncoder(3, 4, width=16), width=16)
+        >>> data = policy(TensorDict({"agents": {"observation": torch.randn(5, 3, 4)}}, [5]))
+        >>> data["agents", "action"].shape, data["agents", "action_log_prob"].shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+        >>> log_prob = policy.get_dist(data).log_prob(data["agents", "action"])
+        >>> torch.allclose(log_prob, data["agents", "action_log_prob"])
+        True
+    """
+
+    def __init__(
+        self,
+        encoder: TensorDictModule,
+        individual: ProbabilisticTensorDictSequential,
+        group: AgentGroup,
+        *,
+        greedy: bool = False,
+    ) -> None:
+        super().__init__(individual, group, greedy=greedy)
+        self.encoder = encoder
+        self._mask_keys = [group.key("action_mask")] if group.masked else []
+        self.in_keys = [*encoder.in_keys, *self._mask_keys]
+        self.out_keys = list(individual.out_keys)
+
+    @classmethod
+    def build(
+        cls,
+        group: AgentGroup,
+        encoder: nn.Module,
+        *,
+        distribution: ContinuousDistribution = "normal",
+        **decoder_kwargs: Any,
+    ) -> TransformerPolicy:
+        """With MAT's decoder on an encoder of observations.
+
+        Args:
+            group (AgentGroup): the agents.
+            encoder (nn.Module): maps ``[*B, n, o]`` to ``[*B, n, width]``.
+
+        Keyword Args:
+            distribution (str): of continuous actions.
+            **decoder_kwargs: options of :class:`ActionDecoder`.
+        """
+        network = (_DiscreteDecoder if group.discrete else _ContinuousDecoder)(
+            group, **decoder_kwargs
+        )
+        representation = group.key("representation")
+        decoder = TensorDictModule(
+            network, in_keys=[representation, group.key("action")], out_keys=group.param_keys
+        )
+        return cls(
+            TensorDictModule(
+                encoder, in_keys=[group.key("observation")], out_keys=[representation]
+            ),
+            product_policy([group], [decoder], distribution, joint=False),
+            group,
+        )
+
+    def deterministic(self) -> TransformerPolicy:
+        """The policy that takes each conditional's mode, in order; it shares the parameters."""
+        return type(self)(self.encoder, self.individual, self.group, greedy=True)
+
+    def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.encoder(tensordict.select(*self.in_keys))
+
+    def _inputs(self, context: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
+        return context.copy().set(self.group.key("action"), action)
+
+
+class _DiscreteDecoder(ActionDecoder):
+    """Logits of each agent's conditional."""
+
+    def __init__(self, group: AgentGroup, **kwargs: Any) -> None:
+        super().__init__(
+            group.n_agents, group.action_dim, group.action_dim, discrete=True, **kwargs
+        )
+
+
+class _ContinuousDecoder(ActionDecoder):
+    """Loc and scale of each agent's conditional; scales as in :class:`GaussianActor`."""
+
+    def __init__(self, group: AgentGroup, *, scale_bound: float = 0.5, **kwargs: Any) -> None:
+        size = group.action_dim
+        super().__init__(group.n_agents, size, size, discrete=False, **kwargs)
+        self.scale_bound = scale_bound
+        self.scale_param = nn.Parameter(torch.ones(group.n_agents, size))
+
+    def forward(  # type: ignore[override]
+        self, representation: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loc = super().forward(representation, action)
+        scale = self.scale_bound * torch.sigmoid(self.scale_param)
+        return loc, scale.expand_as(loc)
