@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_agentmixer.distributions import (
     GroupedDistribution,
+    GroupedMixture,
     IGCCategorical,
     IGCMixture,
     IGCNormal,
@@ -11,7 +12,7 @@ from torchrl_agentmixer.distributions import (
 )
 from torchrl_agentmixer.export import export_decentralized
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
-from torchrl_agentmixer.modules import MixerBlock, ModifierGroup, PolicyModifier
+from torchrl_agentmixer.modules import MixerBlock, PolicyModifier
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
 __version__ = "0.1.0"
@@ -20,12 +21,12 @@ __all__ = [
     "AgentGroup",
     "AgentMixerPolicy",
     "GroupedDistribution",
+    "GroupedMixture",
     "IGCCategorical",
     "IGCMixture",
     "IGCNormal",
     "IGCTanhNormal",
     "MixerBlock",
-    "ModifierGroup",
     "PolicyModifier",
     "agent_groups",
     "export_decentralized",

@@ -55,10 +55,14 @@ class AgentGroup:
         return (self.name, leaf)
 
     @property
+    def param_names(self) -> tuple[str, ...]:
+        """Names of the parameters of the individual policies."""
+        return ("logits",) if self.discrete else ("loc", "scale")
+
+    @property
     def param_keys(self) -> list[NestedKey]:
         """Where actors write the individual policies' parameters."""
-        names = ("logits",) if self.discrete else ("loc", "scale")
-        return [self.key(name) for name in names]
+        return [self.key(name) for name in self.param_names]
 
     @property
     def params_dim(self) -> int:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensordict import TensorDict
 
-from torchrl_agentmixer.modules import MixerBlock, ModifierGroup, PolicyModifier
+from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.modules import MixerBlock, PolicyModifier
 
 BATCHES = pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 1, 4)])
 
@@ -45,11 +47,11 @@ def eq_5(tokens, p):
     return tokens + mixing(normed, p, "channel_mixing")
 
 
-def modifier_by_hand(modifier, state, per_group, seed=None):
-    """Section 3 of the algorithm, agent by agent; ``per_group``: (params, features or None)."""
+def modifier_by_hand(modifier, state, per_group):
+    """Section "Policy Modifier" of the paper, agent by agent; ``per_group``: (params, features)."""
     p = dict(modifier.named_parameters())
     n_agents = sum(group.n_agents for group in modifier.groups)
-    context = encoder(state if seed is None else torch.cat([state, seed], -1), p, "state_encoder")
+    context = encoder(state, p, "state_encoder")
     tokens = []
     for g, (params, features) in enumerate(per_group):
         for i in range(params.shape[-2]):
@@ -59,27 +61,23 @@ def modifier_by_hand(modifier, state, per_group, seed=None):
             if features is not None:
                 parts.append(features[..., i, :])
             tokens.append(encoder(torch.cat(parts, -1), p, f"token_encoders.{g}"))
-    mixed = torch.stack(tokens, -2)
-    for index in range(len(modifier.blocks)):
-        prefix = f"blocks.{index}."
-        block = {k.removeprefix(prefix): v for k, v in p.items() if k.startswith(prefix)}
-        mixed = eq_5(mixed, block)
+    block = {k.removeprefix("block."): v for k, v in p.items() if k.startswith("block.")}
+    mixed = eq_5(torch.stack(tokens, -2), block)
     mixed = layer_norm(mixed, p["norm.weight"], p["norm.bias"])
     outputs, first = [], 0
     for g, group in enumerate(modifier.groups):
         own = mixed[..., first : first + group.n_agents, :]
         first += group.n_agents
         x = linear(own, p[f"heads.{g}.weight"], p[f"heads.{g}.bias"])
-        if group.output == "scale":
-            x = modifier.scale_bound / (1 + torch.exp(-modifier.scale_gain * x))
-        elif group.output == "temperature":
-            x = torch.log(1 + torch.exp(x) * (math.e - 1)).clamp(min=1e-2)
+        if not group.discrete:
+            c, gain = modifier.options.scale_bound, modifier.options.scale_gain
+            x = c / (1 + torch.exp(-gain * x))
+        elif modifier.num_components:
+            x = torch.stack(x.split(group.action_dim, -1), -2)
         outputs.append(x)
     if modifier.num_components:
         of_team = sum(mixed.unbind(-2)) / n_agents
-        weights = linear(of_team, p["component_head.weight"], p["component_head.bias"])
-        rows = outputs[0].split(modifier.groups[0].out_dim, -1)
-        return torch.stack(rows, -2), weights
+        outputs.append(linear(of_team, p["component_head.weight"], p["component_head.bias"]))
     return tuple(outputs)
 
 
@@ -163,81 +161,148 @@ def test_agent_mixing_runs_for_each_channel_on_its_own():
 
 # -- policy modifier -----------------------------------------------------------------------------
 
+
+def group(name, n_agents, action_dim, discrete=True):
+    return AgentGroup(name, n_agents, observation_dim=9, action_dim=action_dim, discrete=discrete)
+
+
+# Groups, and the size of each group's features.
 TEAMS = {
-    "one group": [ModifierGroup(3, 4, 2, features_dim=6, output="scale")],
-    "no features": [ModifierGroup(3, 5, 5)],
-    "one agent": [ModifierGroup(1, 5, 1, output="temperature")],
-    "fifty agents": [ModifierGroup(50, 3, 3, features_dim=2)],
-    "three groups": [
-        ModifierGroup(2, 5, 5, features_dim=3),
-        ModifierGroup(4, 6, 3, output="scale"),
-        ModifierGroup(1, 2, 1, features_dim=8, output="temperature"),
-    ],
+    "continuous": ([group("a", 3, 2, discrete=False)], {"a": 6}),
+    "no features": ([group("a", 3, 5)], {}),
+    "one agent": ([group("a", 1, 5)], {}),
+    "fifty agents": ([group("a", 50, 3)], {"a": 2}),
+    "discrete groups": ([group("a", 2, 5), group("b", 4, 3)], {"a": 3}),
+    "both kinds": (
+        [group("a", 2, 5), group("b", 4, 3, discrete=False), group("c", 1, 2)],
+        {"a": 3, "c": 8},
+    ),
 }
+DISCRETE = [name for name, (groups, _) in TEAMS.items() if all(g.discrete for g in groups)]
 
 
-def build(team, *, seed_dim=0, **kwargs):
-    kwargs = {"channels": 8, "seed_dim": seed_dim, **kwargs}
-    return scramble(PolicyModifier(TEAMS[team], state_dim=7, **kwargs))
+def build(team, **options):
+    groups, features = TEAMS[team]
+    options = {"channels": 8, **options}
+    if team in DISCRETE:
+        options = {"num_components": 0, **options}
+    return scramble(PolicyModifier(groups, 7, features_dim=features, **options))
 
 
-def inputs(team, batch, *, seed_dim=0):
-    """State, seed or None, and (params, features or None) for each group."""
+def inputs(team, batch):
+    """State, and (params, features or None) per group."""
     torch.manual_seed(1)
+    groups, features = TEAMS[team]
 
     def draw(*shape):
         return torch.randn(*batch, *shape, dtype=torch.float64)
 
-    groups = [
+    return draw(7), [
         (
             draw(g.n_agents, g.params_dim),
-            draw(g.n_agents, g.features_dim) if g.features_dim else None,
+            draw(g.n_agents, features[g.name]) if g.name in features else None,
         )
-        for g in TEAMS[team]
+        for g in groups
     ]
-    return draw(7), (draw(seed_dim) if seed_dim else None), groups
 
 
-def flat(state, seed, groups):
-    parts = [part for group in groups for part in group if part is not None]
-    return (state, *([] if seed is None else [seed]), *parts)
+def modify(modifier, state, per_group):
+    params, features = zip(*per_group, strict=True)
+    return modifier.modify(state, params, features)
+
+
+def as_tensordict(modifier, state, per_group):
+    """The same under the modifier's keys."""
+    batch = state.shape[:-1]
+    data = TensorDict({}, batch)
+    data[modifier.tensor_keys.state] = state
+    for own, (params, features) in zip(modifier.groups, per_group, strict=True):
+        keys = modifier.params_keys(own)
+        for key, value in zip(keys, params.chunk(len(keys), -1), strict=True):
+            data[key] = value
+        if features is not None:
+            data[modifier.key(own, "features")] = features
+    return data
 
 
 @BATCHES
 @pytest.mark.parametrize("team", list(TEAMS))
-@pytest.mark.parametrize("seed_dim", [0, 4])
-def test_modifier_is_its_transcription(batch, team, seed_dim):
-    modifier = build(team, seed_dim=seed_dim, num_blocks=2, scale_bound=0.6, scale_gain=1.3)
-    state, seed, groups = inputs(team, batch, seed_dim=seed_dim)
-    outputs = modifier(*flat(state, seed, groups))
-    expected = modifier_by_hand(modifier, state, groups, seed)
-    torch.testing.assert_close(outputs, expected)
-    for group, output in zip(TEAMS[team], outputs, strict=True):
-        assert output.shape == (*batch, group.n_agents, group.out_dim)
+def test_modifier_is_its_transcription(batch, team):
+    options = {} if team in DISCRETE else {"scale_bound": 0.6, "scale_gain": 1.3}
+    modifier = build(team, **options)
+    state, per_group = inputs(team, batch)
+    outputs = modify(modifier, state, per_group)
+    torch.testing.assert_close(outputs, modifier_by_hand(modifier, state, per_group))
+    for own, output in zip(modifier.groups, outputs, strict=True):
+        assert output.shape == (*batch, own.n_agents, own.action_dim)
 
 
 @BATCHES
-@pytest.mark.parametrize("team", ["no features", "fifty agents"])
+@pytest.mark.parametrize("team", DISCRETE)
 @pytest.mark.parametrize("num_components", [1, 4])
 def test_components_and_their_weights(batch, team, num_components):
-    modifier = build(team, num_components=num_components, seed_dim=4)
-    state, seed, groups = inputs(team, batch, seed_dim=4)
-    perturbation, weights = modifier(*flat(state, seed, groups))
-    (group,) = TEAMS[team]
-    assert perturbation.shape == (*batch, group.n_agents, num_components, group.out_dim)
+    modifier = build(team, num_components=num_components)
+    state, per_group = inputs(team, batch)
+    *perturbations, weights = modify(modifier, state, per_group)
+    for own, perturbation in zip(modifier.groups, perturbations, strict=True):
+        assert perturbation.shape == (*batch, own.n_agents, num_components, own.action_dim)
     assert weights.shape == (*batch, num_components)
-    expected = modifier_by_hand(modifier, state, groups, seed)
-    torch.testing.assert_close((perturbation, weights), expected)
+    expected = modifier_by_hand(modifier, state, per_group)
+    torch.testing.assert_close((*perturbations, weights), expected)
+
+
+NESTED = {
+    "state": ("info", "state"),
+    "component_logits": ("team", "weights"),
+    "logits": ("policy", "logits"),
+    "loc": ("policy", "loc"),
+    "scale": "sigma",
+    "features": ("policy", "hidden"),
+    "perturbation": ("joint", "x"),
+    "joint_scale": ("joint", "scale"),
+}
+
+
+@BATCHES
+@pytest.mark.parametrize("keys", [{}, NESTED], ids=["default", "nested"])
+@pytest.mark.parametrize("team", list(TEAMS))
+def test_entries_are_read_and_written_by_key(batch, keys, team):
+    modifier = build(team, **({"num_components": 4} if team in DISCRETE else {}))
+    modifier.set_keys(**keys)
+    state, per_group = inputs(team, batch)
+    expected = modify(modifier, state, per_group)
+    data = as_tensordict(modifier, state, per_group)
+    assert set(map(str, modifier.in_keys)) == set(map(str, data.keys(True, True)))
+    written = modifier(data.copy())
+    for key, value in zip(modifier.out_keys, expected, strict=True):
+        torch.testing.assert_close(written[key], value)
+    if keys:
+        assert modifier.in_keys[0] == ("info", "state")
+        assert ("a", "joint", "x") in modifier.out_keys or team not in DISCRETE
+
+
+def test_unknown_keys_and_missing_entries_are_named():
+    modifier = build("no features")
+    with pytest.raises(ValueError, match=r"'logit'.*'logits'"):
+        modifier.set_keys(logit="x")
+    with pytest.raises(KeyError, match="logits"):
+        modifier(TensorDict({"state": torch.zeros(5, 7), "a": TensorDict({}, [5])}, [5]))
+
+
+def test_tensors_in_tensors_out():
+    modifier = build("no features").float()
+    (output,) = [modifier(state=torch.zeros(5, 7), a_logits=torch.zeros(5, 3, 5))]
+    assert output.shape == (5, 3, 5)
 
 
 def test_components_weights_read_every_agent_and_train():
     modifier = build("no features", num_components=4)
-    state, seed, groups = inputs("no features", (2,))
-    _, before = modifier(*flat(state, seed, groups))
+    state, ((params, _),) = inputs("no features", (2,))
+    _, before = modify(modifier, state, [(params, None)])
     for agent in range(3):
-        changed = groups[0][0].clone()
+        changed = params.clone()
         changed[:, agent, 0] += 1.0
-        _, after = modifier(state, changed)
+        _, after = modify(modifier, state, [(changed, None)])
         assert ((before - after).abs().amax(-1) > 1e-9).all()
     before.sum().backward()
     for name, parameter in modifier.named_parameters():
@@ -246,89 +311,61 @@ def test_components_weights_read_every_agent_and_train():
 
 
 def test_components_are_nearly_equally_likely_at_first():
-    modifier = PolicyModifier(TEAMS["no features"], 7, num_components=4, head_gain=2.0)
-    perturbation, weights = modifier(torch.randn(50, 7), torch.randn(50, 3, 5))
+    modifier = PolicyModifier(TEAMS["no features"][0], 7, num_components=4, head_gain=2.0)
+    perturbation, weights = modify(modifier, torch.randn(50, 7), [(torch.randn(50, 3, 5), None)])
     assert (weights.softmax(-1) - 0.25).abs().max() < 0.05
-    assert perturbation.std(-2).min() > 1e-3  # and no two of them alike
-
-
-def test_params_may_come_in_several_parts():
-    modifier = build("one group")
-    state, _, ((params, features),) = inputs("one group", (5,))
-    (whole,) = modifier(state, params, features)
-    (parts,) = modifier(state, params[..., :2], params[..., 2:], features)
-    assert torch.equal(whole, parts)
-
-
-@pytest.mark.parametrize("num_blocks", [0, 1, 3])
-def test_number_of_blocks(num_blocks):
-    modifier = build("three groups", num_blocks=num_blocks)
-    assert len(modifier.blocks) == num_blocks
-    state, seed, groups = inputs("three groups", (2,))
-    torch.testing.assert_close(
-        modifier(*flat(state, seed, groups)), modifier_by_hand(modifier, state, groups)
-    )
+    assert perturbation.std(-2).min() > 1e-3  # components differ
 
 
 def test_agents_of_all_groups_mix():
-    modifier = build("three groups")
-    state, seed, groups = inputs("three groups", (2,))
-    before = modifier(*flat(state, seed, groups))
+    modifier = build("both kinds")
+    state, per_group = inputs("both kinds", (2,))
+    before = modify(modifier, state, per_group)
     for g in range(3):
-        changed = [tuple(None if t is None else t.clone() for t in group) for group in groups]
+        changed = [tuple(None if t is None else t.clone() for t in own) for own in per_group]
         changed[g][0][:, 0] += 1.0
-        after = modifier(*flat(state, seed, changed))
+        after = modify(modifier, state, changed)
         for one, other in zip(before, after, strict=True):
             assert ((one - other).abs().amax((0, 2)) > 1e-9).all()
 
 
-@pytest.mark.parametrize("entry", ["state", "seed"])
-def test_state_and_seed_reach_every_agent(entry):
-    modifier = build("three groups", seed_dim=4)
-    state, seed, groups = inputs("three groups", (2,), seed_dim=4)
-    before = modifier(*flat(state, seed, groups))
-    state, seed = (state + 1, seed) if entry == "state" else (state, seed + 1)
-    after = modifier(*flat(state, seed, groups))
+def test_the_state_reaches_every_agent():
+    modifier = build("both kinds")
+    state, per_group = inputs("both kinds", (2,))
+    before = modify(modifier, state, per_group)
+    after = modify(modifier, state + 1, per_group)
     for one, other in zip(before, after, strict=True):
         assert ((one - other).abs().amax((0, 2)) > 1e-9).all()
 
 
-def test_no_gradient_leaves_through_the_input():
-    modifier = build("three groups", seed_dim=4)
-    state, seed, groups = inputs("three groups", (2,), seed_dim=4)
+def test_no_gradient_leaves_through_policy_parameters_and_features():
+    modifier = build("both kinds")
+    state, per_group = inputs("both kinds", (2,))
     state.requires_grad_()
-    seed.requires_grad_()
-    individual = [t.requires_grad_() for group in groups for t in group if t is not None]
-    sum(output.sum() for output in modifier(*flat(state, seed, groups))).backward()
+    individual = [t.requires_grad_() for own in per_group for t in own if t is not None]
+    sum(output.sum() for output in modify(modifier, state, per_group)).backward()
     assert all(value.grad is None for value in individual)
-    assert state.grad.abs().sum() > 0  # what is not an individual policy may be trained
-    assert seed.grad.abs().sum() > 0
+    assert state.grad.abs().sum() > 0
     for name, parameter in modifier.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_outputs_have_their_range():
-    groups = [
-        ModifierGroup(2, 3, 2, output="scale"),
-        ModifierGroup(2, 3, 1, output="temperature"),
-    ]
+def test_joint_scales_have_their_range():
+    groups = [group("a", 2, 2, discrete=False)]
     modifier = PolicyModifier(groups, 4, head_gain=1e3, scale_bound=0.6, scale_gain=1.0)
-    scale, temperature = modifier(torch.randn(100, 4), *torch.randn(2, 100, 2, 3))
+    (scale,) = modify(modifier, torch.randn(100, 4), [(torch.randn(100, 2, 4), None)])
     assert (scale >= 0).all()
     assert (scale <= 0.6).all()
-    assert (temperature >= 1e-2).all()
-    assert temperature.isfinite().all()
     with torch.no_grad():
-        for head in modifier.heads:
-            head.weight.zero_()
-    scale, temperature = modifier(torch.randn(1, 4), *torch.randn(2, 1, 2, 3))
+        modifier.heads[0].weight.zero_()
+    (scale,) = modify(modifier, torch.randn(1, 4), [(torch.randn(1, 2, 4), None)])
     torch.testing.assert_close(scale, torch.full_like(scale, 0.3))
-    torch.testing.assert_close(temperature, torch.ones_like(temperature))
 
 
 def test_initialization():
-    modifier = PolicyModifier(TEAMS["three groups"], 7, channels=16, head_gain=0.3)
+    groups, features = TEAMS["both kinds"]
+    modifier = PolicyModifier(groups, 7, features_dim=features, channels=16, head_gain=0.3)
     for name, layer in modifier.named_modules():
         if isinstance(layer, torch.nn.Linear):
             assert (layer.bias == 0).all()
@@ -339,105 +376,41 @@ def test_initialization():
 
 
 @pytest.mark.parametrize(
-    ("replace", "message"),
+    ("state", "params", "features", "message"),
     [
-        ({0: torch.zeros(5, 8)}, r"state of shape \[\*B, 7\], got \(5, 8\)"),
-        ({0: torch.tensor(0.0)}, r"state of shape \[\*B, 7\], got \(\)"),
-        ({1: torch.zeros(5, 3)}, r"correlation seed of shape \[\*B, 4\], got \(5, 3\)"),
-        ({2: torch.zeros(5, 3, 5)}, r"policy parameters of shape \[\*B, 3, 4\], got \(5, 3, 5\)"),
-        ({2: torch.zeros(5, 2, 4)}, r"policy parameters of shape \[\*B, 3, 4\], got \(5, 2, 4\)"),
-        ({3: torch.zeros(5, 3, 5)}, r"features of shape \[\*B, 3, 6\], got \(5, 3, 5\)"),
-        ({3: torch.zeros(5, 4, 6)}, r"features of shape \[\*B, 3, 6\], got \(5, 4, 6\)"),
-        ({4: torch.zeros(5, 3, 5)}, r"1 inputs left over; expected the state, a seed"),
+        ((5, 8), (5, 3, 4), (5, 3, 6), r"state.*\[\*B, 7\].*\(5, 8\)"),
+        ((), (5, 3, 4), (5, 3, 6), r"state.*\[\*B, 7\].*\(\)"),
+        ((5, 7), (5, 3, 5), (5, 3, 6), r"'a'.*\[\*B, 3, 4\].*\(5, 3, 5\)"),
+        ((5, 7), (5, 2, 4), (5, 3, 6), r"'a'.*\[\*B, 3, 4\].*\(5, 2, 4\)"),
+        ((5, 7), (5, 3, 4), (5, 4, 6), r"features of 'a'.*\[\*B, 3, 6\].*\(5, 4, 6\)"),
+        ((5, 7), (6, 3, 4), (6, 3, 6), r"one batch shape.*\(5,\).*\(6,\)"),
     ],
 )
-def test_input_errors_name_what_came_and_what_was_expected(replace, message):
-    modifier = PolicyModifier(TEAMS["one group"], 7, seed_dim=4, channels=8)
-    arguments = [
-        torch.zeros(5, 7),
-        torch.zeros(5, 4),
-        torch.zeros(5, 3, 4),
-        torch.zeros(5, 3, 6),
-    ]
-    modifier(*arguments)
-    for index, value in replace.items():
-        arguments[index : index + 1] = [value]
+def test_input_errors_name_what_came_and_what_was_expected(state, params, features, message):
+    groups, sizes = TEAMS["continuous"]
+    modifier = PolicyModifier(groups, 7, features_dim=sizes, channels=8)
     with pytest.raises(ValueError, match=message):
-        modifier(*arguments)
+        modifier.modify(torch.zeros(state), [torch.zeros(params)], [torch.zeros(features)])
 
 
-@pytest.mark.parametrize("kept", [1, 2, 3])
-def test_missing_inputs_are_value_errors(kept):
-    modifier = PolicyModifier(TEAMS["one group"], 7, seed_dim=4, channels=8)
-    arguments = (torch.zeros(5, 7), torch.zeros(5, 4), torch.zeros(5, 3, 4), torch.zeros(5, 3, 6))
-    missing = ["correlation seed", "policy parameters", "features"][kept - 1]
-    with pytest.raises(ValueError, match=missing):
-        modifier(*arguments[:kept])
+@pytest.mark.parametrize(
+    ("team", "options", "message"),
+    [
+        ("continuous", {"num_components": 2}, "continuous.*'num_components'"),
+        ("both kinds", {"num_components": 2}, "continuous.*'num_components'"),
+        ("no features", {"scale_bound": 1.0}, "discrete.*'scale_bound'"),
+        ("no features", {"num_components": -1}, "`num_components` >= 0, got -1"),
+        ("no features", {"channels": 0}, "`channels` >= 1, got 0"),
+        ("continuous", {"scale_gain": 0.0}, "`scale_gain` > 0, got 0.0"),
+    ],
+)
+def test_options_belong_to_the_kind_of_actions(team, options, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyModifier(TEAMS[team][0], 7, **options)
 
 
 def test_construction_errors():
     with pytest.raises(ValueError, match="at least one group"):
         PolicyModifier([], 7)
     with pytest.raises(ValueError, match="`state_dim` >= 1, got 0"):
-        PolicyModifier(TEAMS["one group"], 0)
-    for team in ("three groups", "one group", "one agent"):
-        with pytest.raises(ValueError, match=r"one group with output 'perturbation'.*\['"):
-            PolicyModifier(TEAMS[team], 7, num_components=2)
-    with pytest.raises(ValueError, match="`num_components` >= 0, got -1"):
-        PolicyModifier(TEAMS["no features"], 7, num_components=-1)
-    for name in ("n_agents", "params_dim", "out_dim"):
-        sizes = {"n_agents": 2, "params_dim": 3, "out_dim": 3, name: 0}
-        with pytest.raises(ValueError, match=f"`{name}` >= 1, got 0"):
-            ModifierGroup(**sizes)
-    with pytest.raises(ValueError, match=r"`output` 'perturbation', 'scale'.*got 'noise'"):
-        ModifierGroup(2, 3, 3, output="noise")
-
-
-# -- ablations -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("agent_mixing", "reach"), [("mlp", 3), ("attention", 3), ("none", 1)])
-def test_an_agent_reaches_those_it_is_mixed_with(agent_mixing, reach):
-    block = MixerBlock(3, 8, agent_mixing=agent_mixing)
-    tokens = torch.randn(5, 3, 8)
-    changed = tokens.clone()
-    changed[:, 0] += torch.randn(8)
-    moved = (block(changed) - block(tokens)).abs().amax((0, 2)) > 1e-6
-    assert moved.tolist() == [agent < reach for agent in range(3)]
-
-
-@BATCHES
-def test_attention_treats_agents_alike(batch):
-    block = MixerBlock(4, 8, agent_mixing="attention")
-    tokens, order = torch.randn(*batch, 4, 8), torch.randperm(4)
-    torch.testing.assert_close(block(tokens[..., order, :]), block(tokens)[..., order, :])
-
-
-def test_without_mixing_tokens_stay():
-    tokens = torch.randn(5, 3, 8)
-    assert block_parts(agent_mixing="none", channel_mixing=False)(tokens).equal(tokens)
-    channels = tokens.clone()
-    channels[..., 0] += 1.0
-    moved = block_parts(agent_mixing="none")(channels) - block_parts(agent_mixing="none")(tokens)
-    assert (moved[..., 1:].abs() > 1e-6).any()
-
-
-def block_parts(**parts):
-    torch.manual_seed(0)
-    return MixerBlock(3, 8, **parts)
-
-
-@pytest.mark.parametrize("reads_state", [True, False])
-def test_whether_the_state_matters(reads_state):
-    group = ModifierGroup(n_agents=3, params_dim=4, out_dim=2)
-    modifier = PolicyModifier([group], 10, seed_dim=2, channels=8, reads_state=reads_state)
-    params, seed = torch.randn(5, 3, 4), torch.randn(5, 2)
-    (one,), (other,) = (modifier(torch.randn(5, 10), seed, params) for _ in range(2))
-    assert one.equal(other) != reads_state
-    (seeded,) = modifier(torch.randn(5, 10), torch.randn(5, 2), params)
-    assert not one.equal(seeded)
-
-
-def test_unknown_agent_mixing():
-    with pytest.raises(ValueError, match=r"`agent_mixing` one of .*'attention'.* got 'conv'"):
-        MixerBlock(3, 8, agent_mixing="conv")
+        PolicyModifier(TEAMS["continuous"][0], 0)

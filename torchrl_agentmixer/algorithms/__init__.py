@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.agent_mixer import (
+    AgentMixer,
+    AgentMixerConfig,
+    ContinuousAgentMixer,
+    ContinuousAgentMixerConfig,
+)
 from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
+from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
-from torchrl_agentmixer.algorithms.mat import (
-    MAT,
-    MATConfig,
-    MATDec,
-    MATDecConfig,
-)
+from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
-from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
+from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm
+from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.algorithms.registry import (
+    algorithm_class,
     available_algorithms,
-    decentralized_execution,
     default_options,
     make_algorithm,
+    register_algorithm,
+    resolved_options,
 )
 from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
-from torchrl_agentmixer.algorithms.schedules import Schedule
+from torchrl_agentmixer.schedules import Schedule
 
 __all__ = [
     "AIL",
@@ -37,6 +41,9 @@ __all__ = [
     "AgentMixerConfig",
     "AgentMixerSAC",
     "AgentMixerSACConfig",
+    "Algorithm",
+    "ContinuousAgentMixer",
+    "ContinuousAgentMixerConfig",
     "HAPPOConfig",
     "MATConfig",
     "MATDec",
@@ -45,8 +52,10 @@ __all__ = [
     "PPOAlgorithm",
     "PPOConfig",
     "Schedule",
+    "algorithm_class",
     "available_algorithms",
-    "decentralized_execution",
     "default_options",
     "make_algorithm",
+    "register_algorithm",
+    "resolved_options",
 ]

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import (
-    TensorDictModule,
-)
-from torch.distributions import kl_divergence
+from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.algorithms.ppo import (
-    PPOAlgorithm,
-    PPOConfig,
-    make_ppo_loss,
-    make_value_norm,
-)
-from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
-from torchrl_agentmixer.groups import agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
-from torchrl_agentmixer.modules.central_actor import CentralActor
-from torchrl_agentmixer.objectives.distillation import ExpertAdvantage
-from torchrl_agentmixer.policies.behavior_mixture import (
-    EXPERT_LOG_PROB_KEY,
-    BehaviorMixture,
-)
-from torchrl_agentmixer.policies.product import (
-    ContinuousDistribution,
-    actor_module,
-    mode_policy,
-    product_policy,
-)
+from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, central_critic, make_ppo_loss
+from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
+from torchrl_agentmixer.groups import state_dim
+from torchrl_agentmixer.modules import CentralActor
+from torchrl_agentmixer.objectives import DistillationLoss, ExpertAdvantage
+from torchrl_agentmixer.policies import BehaviorMixture, Sampled, mode_policy, product_policy
+from torchrl_agentmixer.policies.behavior_mixture import EXPERT_LOG_PROB_KEY
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _ANNEALED = Schedule(1.0, 0.0)
 
@@ -56,7 +39,7 @@ class AILConfig(PPOConfig):
     """
 
     expert_hidden: tuple[int, ...] = (64, 64)
-    expert_share: float | Schedule | Mapping[str, Any] = _ANNEALED
+    expert_share: Scheduled = _ANNEALED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,15 +73,8 @@ class AIL(PPOAlgorithm):
     *asymmetric learning failure*. The expert is a product over agents given the state, which loses
     nothing that a mode could do, and makes the divergence exact.
 
-    **PPO on data of the mixture.** With :math:`\bar\pi_\theta` the expert that collected, every
-    step has the weight :math:`\rho = \min(1, \bar\pi_\theta(a|s) / \pi_\beta(a|s))`, whose
-    denominator is the mixture's exact joint probability. It weights the step's advantage, and it
-    cuts the traces of GAE and of the value targets, which thus are of the expert and not of the
-    mixture: V-trace (`arXiv 1802.01561 <https://arxiv.org/abs/1802.01561>`_), with lambda,
-
-    .. math:: A_t = \delta_t + \gamma \lambda \rho_{t+1} A_{t+1}, \qquad
-              v_t = V(s_t) + \rho_t A_t.
-
+    **PPO on data of the mixture.** Advantages and value targets are those of the expert, see
+    :class:`~torchrl_agentmixer.objectives.ExpertAdvantage`.
     The ratio that is clipped is new over old *expert* (the decoupled objective of `arXiv
     2110.00641 <https://arxiv.org/abs/2110.00641>`_): a ratio to the mixture would be out of its
     range wherever the students are apart from the expert, and leave the entropy bonus alone there.
@@ -120,7 +96,7 @@ class AIL(PPOAlgorithm):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("grid/bridge_crossing", num_envs=16)
-        >>> algorithm = AIL(env, total_frames=160, config=AILConfig(epochs=1))
+        >>> algorithm = AIL(env, 160, AILConfig(epochs=1, num_minibatches=1))
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
         >>> round(metrics["ratio"], 3), metrics["expert_share"]
         (1.0, 1.0)
@@ -130,23 +106,17 @@ class AIL(PPOAlgorithm):
 
     def __init__(self, env: EnvBase, total_frames: int, config: AILConfig | None = None) -> None:
         config = config or AILConfig()
-        distribution = cast(ContinuousDistribution, config.distribution)
-        groups = agent_groups(env)
+        groups = self.supported_groups(env)
         network = CentralActor(
             groups, state_dim(env), hidden=config.expert_hidden, input_norm=config.input_norm
         )
-        expert_actor = TensorDictModule(
-            network.to(env.device),
-            in_keys=["state"],
-            out_keys=[key for group in groups for key in group.param_keys],
-        )
-        expert = product_policy(groups, [expert_actor], distribution)
-        actors = [actor_module(group, **config.actor_kwargs).to(env.device) for group in groups]
-        students = product_policy(groups, actors, distribution)
+        keys = [key for group in groups for key in group.param_keys]
+        expert_actor = TensorDictModule(network.to(env.device), in_keys=["state"], out_keys=keys)
+        expert = product_policy(groups, [expert_actor], config.distribution)
+        actors = config.actors(groups, env)
+        students = product_policy(groups, actors, config.distribution)
         policy = BehaviorMixture(groups, expert, students).to(env.device)
-        value_norm = make_value_norm().to(env.device)
-        critic_network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
-        critic = value_module(critic_network, value_norm=value_norm)
+        critic, value_norm = central_critic(env, config)
         loss = make_ppo_loss(expert, critic, config, value_norm, normalize_advantage=False)
         actions = policy.action_keys
         loss.set_keys(
@@ -155,43 +125,28 @@ class AIL(PPOAlgorithm):
         )
         super().__init__(
             config,
+            total_frames,
             policy=policy,
-            execution_policy=mode_policy(groups, actors, distribution),
-            individual_policy=students,
+            execution_policy=mode_policy(groups, actors, config.distribution),
             critic=critic,
             loss=loss,
-            advantage=ExpertAdvantage(critic, config.gamma, config.gae_lambda),
-            param_groups=[
-                {"params": [*policy.parameters(), *critic_network.parameters()], "lr": config.lr}
-            ],
-            total_frames=total_frames,
+            advantage=ExpertAdvantage(critic, config.gamma, config.gae_lambda, self.standardize),
+            evaluated={"eval_joint": policy, "eval_individual": Sampled(students)},
         )
+        self.distillation = DistillationLoss(expert, students)
         self.schedule = as_schedule(config.expert_share)
         self.on_progress(0.0)
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor:
-        """The students' loss, Eq. 6: :math:`KL(expert || students)`, the batch's mean, in nats."""
-        return self.divergence(minibatch).mean()
-
-    def divergence(self, data: TensorDictBase) -> torch.Tensor:
-        """Exact :math:`KL(expert || students)` of the whole team, ``[*B]``, in nats.
-
-        The expert is a constant for the gradient.
-
-        Args:
-            data (TensorDictBase): states and observations ``[*B]``; of students with memory
-                sequences ``[N, T]``, in TorchRL's recurrent mode.
-        """
-        with torch.no_grad():
-            expert = self.policy.expert.get_dist(data.copy())
-        return kl_divergence(expert, self.policy.students.get_dist(data.copy()))
+        """The students' loss, Eq. 6: the divergence of the students from the expert, in nats."""
+        return self.distillation(minibatch)["loss_distillation"]
 
     @torch.no_grad()
     def diagnose(self, data: TensorDictBase) -> TensorDict:
-        """KL(expert || students), the mean weight of a step, and beta, of the batch."""
+        """Divergence of the students from the expert, mean weight of a step, and beta."""
         return TensorDict(
             {
-                "divergence": self.divergence(data).mean(),
+                "divergence": self.distillation(data)["loss_distillation"],
                 "expert_weight": data["expert_weight"].mean(),
                 "expert_share": torch.tensor(self.schedule(self.progress)),
             }

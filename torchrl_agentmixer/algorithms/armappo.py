@@ -1,31 +1,19 @@
-"""Autoregressive MAPPO: every agent sees the actions of the agents before it."""
+"""Autoregressive MAPPO: every agent reads the actions of the agents before it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import cast
-
-from tensordict.nn import (
-    TensorDictModuleBase,
-    TensorDictSequential,
-)
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.algorithms.mappo import GroupedLoss
+from torchrl_agentmixer.algorithms.mappo import grouped_loss
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
-    PPOConfig,
+    central_critic,
+    in_sequence,
     make_gae,
     make_ppo_loss,
-    make_value_norm,
 )
-from torchrl_agentmixer.groups import agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
-from torchrl_agentmixer.policies.autoregressive import AutoregressivePolicy
-from torchrl_agentmixer.policies.product import (
-    ContinuousDistribution,
-)
+from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
+from torchrl_agentmixer.policies import AutoregressivePolicy
 
 
 class ARMAPPO(PPOAlgorithm):
@@ -34,22 +22,23 @@ class ARMAPPO(PPOAlgorithm):
 
     .. math:: \pi(a \mid o) = \prod_{i=1}^n \pi_i(a_i \mid o_i, a_1, \ldots, a_{i-1})
 
-    Agents act in the order of their groups and indices, see :class:`AutoregressivePolicy`; their
-    actions can be correlated, which those of independent policies are not given the observations.
-    **Execution is not decentralized**: every agent waits for the actions of those before it, and
-    ``execution_policy`` takes each agent's mode in that order (which need not be the mode of the
-    joint distribution). ``individual_policy`` is the same joint policy, sampled: there is no other.
+    Agents act in the order of their groups and indices, see
+    :class:`~torchrl_agentmixer.policies.AutoregressivePolicy`. Given the observations their actions
+    can be correlated, unlike those of independent policies.
+    **Execution is not decentralized**: every agent waits for the actions of earlier agents.
+    ``execution_policy`` takes each agent's mode in that order, which may differ from the mode of
+    the joint distribution.
 
-    Actors (but for their wider input), critic, loss and loop are those of :class:`MAPPO`, with its
-    ratio for each agent, here of the agent's conditional probability. The entropy bonus is the sum
-    of the conditionals' entropies, each exact (squashed: by quadrature), at the batch's actions;
-    by the chain rule its expectation over actions of the current policy is the joint entropy, and
-    the batch is one sample of it for each state, from the policy that collected. How earlier agents
-    could raise the entropies of later ones is not in its gradient.
+    Actors (with a wider input), critic, loss and loop are those of :class:`MAPPO`. Its ratio per
+    agent is here that of the agent's conditional probability. The entropy bonus is the sum of the
+    conditionals' entropies at the batch's actions, each exact (squashed: by quadrature). By the
+    chain rule its expectation over actions of the current policy is the joint entropy; the batch is
+    one sample of it per state, from the policy at collection. The gradient omits that earlier
+    agents could raise the entropies of later ones.
 
-    The paper gives the factorization. This package's choices: the order is fixed, earlier actions
-    are further inputs of the actors' first layer (one-hot, or continuous ones as they are), a GRU
-    remembers them too, and networks and optimizer are those of all its methods.
+    The paper gives the factorization. Choices of this package: the order is fixed, earlier actions
+    are further inputs of the actors' first layer (one-hot, or continuous ones unchanged), and a GRU
+    remembers them too.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -59,7 +48,7 @@ class ARMAPPO(PPOAlgorithm):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("matrix/climbing", num_envs=16)
-        >>> algorithm = ARMAPPO(env, total_frames=160, config=PPOConfig(epochs=1))
+        >>> algorithm = ARMAPPO(env, 160, PPOConfig(epochs=1, num_minibatches=1))
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
         >>> round(metrics["ratio"], 3)
         1.0
@@ -69,41 +58,24 @@ class ARMAPPO(PPOAlgorithm):
 
     def __init__(self, env: EnvBase, total_frames: int, config: PPOConfig | None = None) -> None:
         config = config or PPOConfig()
-        groups = agent_groups(env)
+        groups = self.supported_groups(env)
         policies = [
             AutoregressivePolicy.build(
-                group,
-                groups[:index],
-                distribution=cast(ContinuousDistribution, config.distribution),
-                **config.actor_kwargs,
+                group, groups[:index], distribution=config.distribution, **config.actor_kwargs
             ).to(env.device)
             for index, group in enumerate(groups)
         ]
-        value_norm = make_value_norm().to(env.device)
-        network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
-        critic = value_module(network, value_norm=value_norm)
-        # The critic's loss counts once, in the first group's.
-        rest = replace(config, critic_coeff=0.0)
+        critic, value_norm = central_critic(env, config)
         losses = [
-            make_ppo_loss(policy, critic, config if index == 0 else rest, value_norm)
+            make_ppo_loss(policy, critic, config, value_norm, trains_critic=index == 0)
             for index, policy in enumerate(policies)
         ]
-        loss = losses[0] if len(groups) == 1 else GroupedLoss(losses, [g.n_agents for g in groups])
-        policy = _in_order(policies)
         super().__init__(
             config,
-            policy=policy,
-            execution_policy=_in_order([policy.deterministic() for policy in policies]),
-            individual_policy=policy,
+            total_frames,
+            policy=in_sequence(policies),
+            execution_policy=in_sequence([policy.deterministic() for policy in policies]),
             critic=critic,
-            loss=loss,  # type: ignore[arg-type]
+            loss=grouped_loss(losses, groups),
             advantage=make_gae(critic, config),
-            param_groups=[
-                {"params": [*policy.parameters(), *network.parameters()], "lr": config.lr}
-            ],
-            total_frames=total_frames,
         )
-
-
-def _in_order(policies: Sequence[AutoregressivePolicy]) -> TensorDictModuleBase:
-    return policies[0] if len(policies) == 1 else TensorDictSequential(*policies)

@@ -1,4 +1,4 @@
-"""HAPPO: agents improve one after another, each knowing how those before it have changed."""
+"""HAPPO: agents are updated one after another, each weighted by the ratios of earlier agents."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import EnvBase
-from torchrl.objectives import ClipPPOLoss
 
-from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
-    PPOConfig,
+    central_critic,
+    in_sequence,
     make_gae,
     make_ppo_loss,
-    make_value_norm,
 )
-from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import CentralCritic, value_module
-from torchrl_agentmixer.objectives import HuberPPOLoss
-from torchrl_agentmixer.policies.product import (
-    LOG_PROB_KEY,
-    ContinuousDistribution,
-    actor_module,
-    mode_policy,
-    product_policy,
-)
+from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
+from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.objectives import HAPPOLoss, HuberPPOLoss
+from torchrl_agentmixer.policies import actor_module, mode_policy, product_policy
+from torchrl_agentmixer.policies.product import LOG_PROB_KEY
 
 
 @dataclass(kw_only=True)
@@ -38,8 +31,8 @@ class HAPPOConfig(PPOConfig):
     """Hyperparameters of HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_).
 
     Args:
-        fixed_order: agents learn in the order of their indices instead of a random one, which the
-            paper's convergence to a Nash equilibrium asks for.
+        fixed_order: update agents in the order of their indices. The default is a random order,
+            which the paper's convergence to a Nash equilibrium needs.
 
     Raises:
         ValueError: for ``share_params=True``.
@@ -51,37 +44,25 @@ class HAPPOConfig(PPOConfig):
         super().__post_init__()
         if self.share_params:
             raise ValueError(
-                "HAPPOConfig: expected `share_params` False, got True: an agent's turn must leave "
-                "the others' actors as they are."
+                "HAPPOConfig: expected `share_params` False, got True: the update of one agent "
+                "must not change the other agents' actors."
             )
 
 
 class HAPPO(PPOAlgorithm):
     r"""HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_): one agent after another.
 
-    For each batch the agents, those of all groups, take turns in a random order
-    :math:`i_1, \ldots, i_n`. In its turn an agent takes all its epochs of PPO on the clipped
-    objective of its own ratio :math:`r_{i_m} = \pi_{i_m} / \bar\pi_{i_m}`, new over old,
+    For each batch the agents of all groups are updated in a random order. Each takes all its epochs
+    on :class:`~torchrl_agentmixer.objectives.HAPPOLoss` before the next one. The central critic is
+    updated after the agents. Actors, critic and policies are those of :class:`MAPPO`, with separate
+    parameters. All agents act in one batched call; for its update an agent's network runs alone, on
+    a view into the batched parameters. Execution is decentralized: the individual modes.
 
-    .. math:: \mathbb E\left[\min\left(r_{i_m} M_{i_m},\,
-              \operatorname{clip}(r_{i_m}, 1 \pm \epsilon)\, M_{i_m}\right)\right], \qquad
-              M_{i_m} = \hat A \prod_{l<m} r_{i_l},
-
-    where the agents before it are as their turns have left them and :math:`\hat A` is the team's
-    advantage ``[*B, 1]``. The central critic learns after the agents.
-
-    Actors, critic and policies are those of :class:`MAPPO`, never with shared parameters; all
-    agents act in one batched call. For its turn an agent's network runs alone, on a view into the
-    batched parameters. Execution is decentralized: the individual modes.
-
-    As the paper's published code (HARL): the compound factor is not clipped, advantages are
-    standardized over the whole batch before it, gradients are clipped for each agent and for the
-    critic apart. Departures from that code: the factor's denominator is the probability that was
-    collected, not a second evaluation of it; steps at which an agent had no choice stay in the
-    means, as zeros, instead of being taken out; networks, Huber value loss and optimizer are this
-    package's, the same for all methods. The LayerNorm after the GRU is one for all agents in this
-    package's actors: it stays as initialized, which costs nothing, for each agent's own head
-    follows it.
+    As in the paper's published code (HARL): the factor of earlier agents is not clipped, advantages
+    are standardized over the whole batch before it multiplies them, and gradients are clipped per
+    agent and for the critic. Departures from that code: the factor's denominator is the probability
+    at collection; steps at which an agent had one allowed action stay in the means, as zeros; and
+    networks, Huber value loss and optimizer are this package's.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -91,7 +72,7 @@ class HAPPO(PPOAlgorithm):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("matrix/climbing", num_envs=16)
-        >>> algorithm = HAPPO(env, total_frames=160, config=HAPPOConfig(epochs=1))
+        >>> algorithm = HAPPO(env, 160, HAPPOConfig(epochs=1, num_minibatches=1))
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
         >>> round(metrics["ratio"], 3)
         1.0
@@ -102,69 +83,62 @@ class HAPPO(PPOAlgorithm):
 
     def __init__(self, env: EnvBase, total_frames: int, config: HAPPOConfig | None = None) -> None:
         config = config or HAPPOConfig()
-        distribution = cast(ContinuousDistribution, config.distribution)
-        groups = agent_groups(env)
-        actors = [actor_module(group, **config.actor_kwargs).to(env.device) for group in groups]
+        groups = self.supported_groups(env)
+        actors = config.actors(groups, env)
         policies = [
-            product_policy([group], [actor], distribution, joint=False)
+            product_policy([group], [actor], config.distribution, joint=False)
             for group, actor in zip(groups, actors, strict=True)
         ]
-        policy: TensorDictModuleBase = (
-            policies[0] if len(groups) == 1 else TensorDictSequential(*policies)
-        )
-        value_norm = make_value_norm().to(env.device)
-        network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
-        critic = value_module(network, value_norm=value_norm)
-        turns = [
-            AgentTurn(group, actor, index, config)
+        critic, value_norm = central_critic(env, config)
+        agents = [
+            AgentUpdate(group, actor, index, config)
             for group, actor in zip(groups, actors, strict=True)
             for index in range(group.n_agents)
         ]
-        own = [parameter for turn in turns for parameter in turn.trained_parameters()]
+        own = [parameter for agent in agents for parameter in agent.actor.parameters()]
         super().__init__(
             config,
-            policy=policy,
-            execution_policy=mode_policy(groups, actors, distribution),
-            individual_policy=policy,
+            total_frames,
+            policy=in_sequence(policies),
+            execution_policy=mode_policy(groups, actors, config.distribution),
             critic=critic,
-            # Its value loss alone is used; the objectives are the turns'.
+            # Only its value loss is used; each agent has its own objective.
             loss=make_ppo_loss(policies[0], critic, config, value_norm),
             advantage=make_gae(critic, config),
-            param_groups=[{"params": [*own, *network.parameters()], "lr": config.lr}],
-            total_frames=total_frames,
+            param_groups=[{"params": [*own, *critic.parameters()], "lr": config.lr}],
         )
-        self.turns = nn.ModuleList(turns)
+        self.agents = nn.ModuleList(agents)
 
     def learn(self, data: TensorDictBase) -> TensorDict:
-        """A turn for each agent and one for the critic.
+        """Update each agent, then the critic.
 
-        Adds the metrics ``factor``, the mean over turns of the mean compound factor, which is 1 in
-        expectation, and ``factor_std``, the mean over turns of its spread over the batch.
+        Adds the metrics ``factor``, the mean factor of earlier agents (1 in expectation), and
+        ``factor_std``, its standard deviation over the batch, both averaged over agents.
         """
-        advantage = distributed.standardized(data["advantage"])  # [*B, 1]
+        advantage = self.standardize(data["advantage"])  # [*B, 1]
         factor = torch.ones_like(advantage)
         logs = []
-        for turn in self._order():
-            turn.tie()
-            own = turn.select(data).set("advantage", factor * advantage)
-            metrics = self._mean_over_steps(own, partial(self._actor_step, turn))
+        for agent in self._order():
+            agent.tie()
+            own = agent.select(data).set("advantage", advantage).set("factor", factor)
+            metrics = self.mean_over_steps(own, partial(self._actor_step, agent))
             logs.append(
                 metrics.set("factor", factor.mean()).set("factor_std", factor.std(correction=0))
             )
-            factor = factor * turn.ratio(own)
-        critic_metrics = self._mean_over_steps(data, self._critic_step)
+            factor = factor * agent.loss.ratio(own)
+        critic_metrics = self.mean_over_steps(data, self._critic_step)
         return TensorDict.stack(logs).mean(0).update(critic_metrics)
 
-    def _order(self) -> list[AgentTurn]:
-        turns = cast("list[AgentTurn]", list(self.turns))
+    def _order(self) -> list[AgentUpdate]:
+        agents = cast("list[AgentUpdate]", list(self.agents))
         if self.config.fixed_order:
-            return turns
-        order = distributed.from_first(torch.randperm(len(turns)).tolist)
-        return [turns[index] for index in order]
+            return agents
+        order = self.same_on_all(torch.randperm(len(agents)).tolist)
+        return [agents[index] for index in order]
 
-    def _actor_step(self, turn: AgentTurn, minibatch: TensorDictBase) -> TensorDict:
-        losses = turn.loss(minibatch)
-        norm = self._descend(losses["loss_objective"] + losses["loss_entropy"])
+    def _actor_step(self, agent: AgentUpdate, minibatch: TensorDictBase) -> TensorDict:
+        losses = agent.loss(minibatch)
+        norm = self.adam_step(losses["loss_objective"] + losses["loss_entropy"])
         return TensorDict(
             {
                 "loss_objective": losses["loss_objective"],
@@ -178,7 +152,7 @@ class HAPPO(PPOAlgorithm):
 
     def _critic_step(self, minibatch: TensorDictBase) -> TensorDict:
         value_loss, _, explained_variance = self.loss.loss_critic(minibatch.copy())
-        norm = self._descend(value_loss.mean())
+        norm = self.adam_step(value_loss.mean())
         return TensorDict(
             {
                 "loss_critic": value_loss.mean(),
@@ -188,12 +162,11 @@ class HAPPO(PPOAlgorithm):
         ).detach()
 
 
-class AgentTurn(nn.Module):
-    """One agent's network, alone, and its clipped objective.
+class AgentUpdate(nn.Module):
+    """One agent's network and its loss.
 
-    The network's parameters are views into those of its group's batched actor: training it trains
-    that agent's row of them, and nothing else. The batched actor's values are the ones that count;
-    :meth:`tie` renews the views, in case that it was moved.
+    The network's parameters are views into those of its group's batched actor: a gradient step on
+    them changes that agent's rows of the batched parameters, and nothing else.
 
     Args:
         group (AgentGroup): of the agent.
@@ -205,8 +178,8 @@ class AgentTurn(nn.Module):
         >>> group = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=2, discrete=True)
         >>> config = HAPPOConfig()
         >>> actor = actor_module(group, **config.actor_kwargs)
-        >>> turn = AgentTurn(group, actor, index=1, config=config)
-        >>> for parameter in turn.trained_parameters():
+        >>> agent = AgentUpdate(group, actor, index=1, config=config)
+        >>> for parameter in agent.actor.parameters():
         ...     _ = parameter.data.zero_()
         >>> logits = actor(TensorDict({"agents": {"observation": torch.randn(5, 3, 4)}}, [5]))
         >>> (logits["agents", "logits"] == 0).all(-1).all(0).tolist()
@@ -219,7 +192,7 @@ class AgentTurn(nn.Module):
         super().__init__()
         self.group = group
         self.index = index
-        self._group_actor = (actor,)  # in a tuple: no part of this module
+        self._group_actor = (actor,)  # a tuple, so that it is not a submodule
         own = slice(index, index + 1)
         alone = replace(
             group,
@@ -230,33 +203,25 @@ class AgentTurn(nn.Module):
         device = next(actor.parameters()).device
         self.actor = actor_module(alone, **config.actor_kwargs).to(device)
         self.tie()
-        distribution = cast(ContinuousDistribution, config.distribution)
-        self.policy = product_policy([alone], [self.actor], distribution, joint=False)
-        self.loss = ClipPPOLoss(
-            self.policy,
-            None,
+        policy = product_policy([alone], [self.actor], config.distribution, joint=False)
+        self.loss = HAPPOLoss(
+            policy,
             clip_epsilon=config.clip_epsilon_at(0.0),
             entropy_coeff=config.entropy_coeff,
         )
+        self.loss.set_keys(action=group.key("action"), sample_log_prob=group.key(LOG_PROB_KEY))
 
     def tie(self) -> None:
         """Make this network's parameters views into the batched actor's.
 
-        What all agents have in common is tied, and not trained.
+        Moving the batched actor to another device breaks the views; this restores them.
         """
         batched = dict(self._group_actor[0].named_parameters())
         for name, parameter in self.actor.named_parameters():
-            common = parameter.shape == batched[name].shape
-            rows = slice(None) if common else slice(self.index, self.index + 1)
-            parameter.data = batched[name].data[rows]
-            parameter.requires_grad_(self.group.n_agents == 1 or not common)
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The agent's own parameters."""
-        return [p for p in self.actor.parameters() if p.requires_grad]
+            parameter.data = batched[name].data[self.index : self.index + 1]
 
     def select(self, data: TensorDictBase) -> TensorDict:
-        """The agent's entries of a batch ``[*B]``, its axis of agents kept: ``[*B, 1, ...]``."""
+        """The agent's entries of a batch ``[*B]``, with an agent axis: ``[*B, 1, ...]``."""
         leaves = ["observation", "action", LOG_PROB_KEY]
         leaves += ["action_mask"] if self.group.masked else []
         recurrent = "is_init" in self.actor.in_keys
@@ -266,9 +231,3 @@ class AgentTurn(nn.Module):
         }
         selected = TensorDict({self.group.name: own}, data.batch_size, device=data.device)
         return selected.set("is_init", data["is_init"]) if recurrent else selected
-
-    @torch.no_grad()
-    def ratio(self, own: TensorDictBase) -> torch.Tensor:
-        """New over old probability of the actions in what :meth:`select` returned, ``[*B, 1]``."""
-        new = self.policy.get_dist(own.copy()).log_prob(own[self.group.key("action")])
-        return (new - own[self.group.key(LOG_PROB_KEY)]).exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -9,21 +10,25 @@ from typing import Any
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.algorithms.agent_mixer import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.agent_mixer import (
+    AgentMixer,
+    AgentMixerConfig,
+    ContinuousAgentMixer,
+    ContinuousAgentMixerConfig,
+)
 from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
+from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
-from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, PPOConfig
+from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
 
-Method = PPOAlgorithm | MAVEN | AgentMixerSAC
-_Config = PPOConfig | MAVENConfig | AgentMixerSACConfig
-
-_ALGORITHMS: dict[str, tuple[type[Method], type[_Config]]] = {
+_ALGORITHMS: dict[str, tuple[type[Algorithm], type]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
+    "agent_mixer_continuous": (ContinuousAgentMixer, ContinuousAgentMixerConfig),
     "agent_mixer_sac": (AgentMixerSAC, AgentMixerSACConfig),
     "ail": (AIL, AILConfig),
     "armappo": (ARMAPPO, PPOConfig),
@@ -36,39 +41,85 @@ _ALGORITHMS: dict[str, tuple[type[Method], type[_Config]]] = {
 }
 
 
-def available_algorithms() -> list[str]:
-    """Names that :func:`make_algorithm` knows.
+def register_algorithm(name: str, cls: type[Algorithm], config_cls: type) -> None:
+    """Make a method known under a name.
+
+    Args:
+        name (str): a new name.
+        cls (type): a subclass of :class:`Algorithm`, built as ``cls(env, total_frames, config)``.
+        config_cls (type): the dataclass of its hyperparameters, with their defaults.
+
+    Raises:
+        ValueError: if the name is taken.
 
     Examples:
-        >>> available_algorithms()[:5]
-        ['agent_mixer', 'agent_mixer_sac', 'ail', 'armappo', 'happo']
+        >>> class MyMAPPO(MAPPO):
+        ...     value_per_agent = False
+        >>> register_algorithm("my_mappo", MyMAPPO, PPOConfig)
+        >>> "my_mappo" in available_algorithms()
+        True
+        >>> del _ALGORITHMS["my_mappo"]
     """
-    return sorted(_ALGORITHMS)
+    if name in _ALGORITHMS:
+        raise ValueError(f"algorithm {name!r} exists already: expected a new name.")
+    _ALGORITHMS[name] = (cls, config_cls)
 
 
-def decentralized_execution(name: str) -> bool | None:
-    """Whether a method's agents execute on their own observations alone; None if it is unknown.
+def available_algorithms(env: EnvBase | None = None) -> list[str]:
+    """Names that :func:`make_algorithm` knows; with an environment, the methods that support it.
+
+    Args:
+        env (EnvBase, optional): an environment with groups of agents.
 
     Examples:
-        >>> decentralized_execution("mappo"), decentralized_execution("mat")
-        (True, False)
+        >>> available_algorithms()[:4]
+        ['agent_mixer', 'agent_mixer_continuous', 'agent_mixer_sac', 'ail']
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> "agent_mixer_sac" in available_algorithms(make_env("matrix/climbing"))
+        False
     """
-    return _ALGORITHMS[name][0].decentralized_execution if name in _ALGORITHMS else None
+    return sorted(n for n in _ALGORITHMS if env is None or _ALGORITHMS[n][0].supports(env))
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The class of a method, whose attributes say what it supports.
+
+    Raises:
+        ValueError: for an unknown method; the message names the nearest one.
+
+    Examples:
+        >>> algorithm_class("mat").decentralized_execution
+        False
+    """
+    return _entry(name)[0]
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """A method's hyperparameters as they are when nothing is said; none of an unknown method.
+    """Default hyperparameters of a method, as numbers, strings, lists and dicts.
 
     Examples:
-        >>> default_options("mappo")["gamma"]
-        0.99
+        >>> default_options("mappo")["actor_hidden"]
+        [64]
     """
-    return asdict(_ALGORITHMS[name][1]()) if name in _ALGORITHMS else {}
+    return _plain(_entry(name)[1]())
+
+
+def resolved_options(name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All hyperparameters of a method where ``config`` changes some, in the same form.
+
+    Raises:
+        ValueError: for an unknown method or hyperparameter; the message names the nearest one.
+
+    Examples:
+        >>> resolved_options("mappo", {"lr": 1e-3})["lr"]
+        0.001
+    """
+    return _plain(_config(name, config))
 
 
 def make_algorithm(
     name: str, env: EnvBase, total_frames: int, config: Mapping[str, Any] | None = None
-) -> Method:
+) -> Algorithm:
     """Build a method for an environment.
 
     Args:
@@ -78,7 +129,8 @@ def make_algorithm(
         config (mapping, optional): hyperparameters, by the names of the method's config.
 
     Raises:
-        ValueError: for an unknown method or hyperparameter; the message names the nearest one.
+        ValueError: for an unknown method or hyperparameter, whose message names the nearest one, or
+            an environment that the method does not support.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -86,11 +138,24 @@ def make_algorithm(
         >>> type(make_algorithm("mappo", env, 1000, {"lr": 1e-3})).__name__
         'MAPPO'
     """
+    build: Any = _entry(name)[0]
+    return build(env, total_frames, _config(name, config))
+
+
+def _entry(name: str) -> tuple[type[Algorithm], type]:
     if name not in _ALGORITHMS:
         raise ValueError(unknown_name("algorithm", name, _ALGORITHMS))
-    cls, config_cls = _ALGORITHMS[name]
+    return _ALGORITHMS[name]
+
+
+def _config(name: str, config: Mapping[str, Any] | None) -> Any:
+    config_cls: Any = _entry(name)[1]
     known = [field.name for field in fields(config_cls)]
     for key in config or {}:
         if key not in known:
             raise ValueError(unknown_name(f"hyperparameter of {name}", key, known))
-    return cls(env, total_frames, config_cls(**(config or {})))  # type: ignore[call-arg, arg-type]
+    return config_cls(**(config or {}))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))

@@ -10,23 +10,24 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
-from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer import distributed
-from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
+from torchrl_agentmixer.algorithms.agent_mixer import option_values
+from torchrl_agentmixer.algorithms.base import Algorithm, check_at_least_one
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
-from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import AgentMixing, JointActionCritic
-from torchrl_agentmixer.policies import AgentMixerPolicy
-from torchrl_agentmixer.policies.consistency import consistency_metrics
+from torchrl_agentmixer.groups import AgentGroup, state_dim
+from torchrl_agentmixer.modules import ContinuousModifierOptions, JointActionCritic
+from torchrl_agentmixer.policies import AgentMixerPolicy, consistency_metrics
 
 
 @dataclass(kw_only=True)
-class AgentMixerSACConfig:
+class AgentMixerSACConfig(ContinuousModifierOptions):
     """Hyperparameters of AgentMixer under SAC (`arXiv 1812.05905
     <https://arxiv.org/abs/1812.05905>`_).
+
+    Options of the Policy Modifier are described in
+    :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions`; its scale is before squashing.
 
     Args:
         lr: learning rate of actors, critics and alpha.
@@ -34,27 +35,18 @@ class AgentMixerSACConfig:
         gradient_steps: after each batch of frames.
         batch_size: transitions of one gradient step, drawn from the replay buffer.
         replay_size: transitions in the replay buffer, which is on the environment's device.
-        target_rate: share of the way to the trained critics that the targets go in each step.
+        target_rate: in (0, 1]; step of the target critics toward the trained ones.
         gamma: discount factor.
-        target_entropy: of the policy that alpha keeps, in nats for each action dimension, where
-            the action is scaled to [-1, 1].
+        target_entropy: of the policy, in nats per action dimension, where the action is scaled to
+            [-1, 1].
         alpha_init: first weight of the entropy; it is learned.
-        share_params: one actor network for all agents, or one each.
+        share_params: one actor network for all agents, or one per agent.
         actor_hidden: widths of the actors' hidden layers.
         critic_hidden: widths of both critics' hidden layers.
         input_norm: LayerNorm on the inputs of actors and critics.
-        memory_dim: 0; replay holds single transitions.
-        channels: width of the Modifier's tokens.
-        num_blocks: mixer blocks.
-        agent_mixing: ``"mlp"``, ``"attention"`` or ``"none"``, for ablations, as the next two.
-        channel_mixing: whether the mixer blocks have channel-mixing.
-        reads_state: whether the Modifier sees the state.
-        head_gain: gain of the Modifier's last layer.
-        scale_bound: c of the joint scale, the largest one, before squashing; half of it at first.
-        scale_gain: g of the joint scale.
 
     Raises:
-        ValueError: for a value out of its range, or ``memory_dim`` other than 0.
+        ValueError: for a value out of its range.
     """
 
     lr: float = 3e-4
@@ -70,24 +62,13 @@ class AgentMixerSACConfig:
     actor_hidden: tuple[int, ...] = (64,)
     critic_hidden: tuple[int, ...] = (256, 256)
     input_norm: bool = False
-    memory_dim: int = 0
-    channels: int = 64
-    num_blocks: int = 1
-    agent_mixing: AgentMixing = "mlp"
-    channel_mixing: bool = True
-    reads_state: bool = True
-    head_gain: float = 0.01
     scale_bound: float = 2.0
     scale_gain: float = 1.0
 
     def __post_init__(self) -> None:
         self.actor_hidden = tuple(self.actor_hidden)
         self.critic_hidden = tuple(self.critic_hidden)
-        for name in ("gradient_steps", "batch_size", "replay_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"AgentMixerSACConfig: expected `{name}` >= 1, got {getattr(self, name)}."
-                )
+        check_at_least_one(self, ("gradient_steps", "batch_size", "replay_size"))
         if not 0 < self.target_rate <= 1:
             raise ValueError(
                 f"AgentMixerSACConfig: expected `target_rate` in (0, 1], got {self.target_rate}."
@@ -96,14 +77,9 @@ class AgentMixerSACConfig:
             raise ValueError(
                 f"AgentMixerSACConfig: expected `alpha_init` > 0, got {self.alpha_init}."
             )
-        if self.memory_dim != 0:
-            raise ValueError(
-                f"AgentMixerSACConfig: expected `memory_dim` 0, got {self.memory_dim}: replay "
-                "holds single transitions. Use `agent_mixer` for actors that remember."
-            )
 
 
-class AgentMixerSAC(nn.Module):
+class AgentMixerSAC(Algorithm):
     r"""AgentMixer's continuous joint policy under TorchRL's ``SACLoss``.
 
     The team is one learner: one log-probability of the joint action, one alpha, and two critics
@@ -116,11 +92,10 @@ class AgentMixerSAC(nn.Module):
     so that the gradient of Q reaches the actors by where they put the mode, and the Policy
     Modifier by the scale that it writes. The policy is :class:`IGCTanhNormal
     <torchrl_agentmixer.distributions.IGCTanhNormal>`: what is executed, the squashed individual
-    means, is the joint policy's deterministic action exactly. The scales in the individual
-    policies themselves are read by the Modifier and not trained; ``individual_policy`` samples
-    with them.
+    means, is the joint policy's deterministic action exactly. The individual policies' own scales
+    are not trained: the joint scale replaces them.
 
-    Alpha is learned for an entropy of ``config.target_entropy`` for each action dimension
+    Alpha is learned for an entropy of ``config.target_entropy`` per action dimension
     (:math:`-1`: minus the number of dimensions of the whole team, where actions are in [-1, 1]).
 
     **Discrete actions are refused.** TorchRL's ``DiscreteSACLoss`` takes exact expectations over
@@ -147,14 +122,18 @@ class AgentMixerSAC(nn.Module):
         (160, 1.0)
     """
 
-    decentralized_execution = True
+    discrete = False
+    several_groups = False
+
+    config: AgentMixerSACConfig
+    policy: AgentMixerPolicy
 
     def __init__(
         self, env: EnvBase, total_frames: int, config: AgentMixerSACConfig | None = None
     ) -> None:
-        super().__init__()
-        self.config = config = config or AgentMixerSACConfig()
-        group = _continuous_group(env)
+        config = config or AgentMixerSACConfig()
+        super().__init__(config, total_frames)
+        (group,) = self.supported_groups(env)
         self.policy = AgentMixerPolicy.from_env(
             env,
             actor_kwargs={
@@ -162,23 +141,14 @@ class AgentMixerSAC(nn.Module):
                 "share_params": config.share_params,
                 "input_norm": config.input_norm,
             },
-            modifier_kwargs={
-                "channels": config.channels,
-                "num_blocks": config.num_blocks,
-                "agent_mixing": config.agent_mixing,
-                "channel_mixing": config.channel_mixing,
-                "reads_state": config.reads_state,
-                "head_gain": config.head_gain,
-                "scale_bound": config.scale_bound,
-                "scale_gain": config.scale_gain,
-            },
+            modifier_kwargs=option_values(config, ContinuousModifierOptions),
             distribution="tanh_normal",
         ).to(env.device)
         self.execution_policy = self.policy.decentralized()
-        self.individual_policy = self.policy.decentralized(deterministic=False)
+        self.evaluated_policies = {"eval": self.execution_policy}
         self.loss = self._make_loss(group, state_dim(env), env.device)
         self._targets = SoftUpdate(self.loss, tau=config.target_rate)
-        actors = [p for module in self.policy.actors for p in module.parameters()]
+        actors = [p for m in self.policy.actors for p in m.parameters() if p.requires_grad]
         critics = list(self.loss.qvalue_network_params.parameters())
         self.optimizer = torch.optim.Adam(
             [
@@ -186,12 +156,11 @@ class AgentMixerSAC(nn.Module):
                 {"params": list(self.policy.modifier.parameters()), "lr": config.lr_modifier},
             ]
         )
-        self._parameters_in_use = [p for g in self.optimizer.param_groups for p in g["params"]]
-        size = distributed.share(config.replay_size, "replay_size")
+        self.optimizers["optimizer"] = self.optimizer
+        size = self.share(config.replay_size, "replay_size")
         self.replay = TransitionReplay(size, device=env.device)
-        self._batch_size = distributed.share(config.batch_size, "batch_size")
-        self.total_frames = total_frames
-        self.frames = 0
+        self._batch_size = self.share(config.batch_size, "batch_size")
+        self._transition_keys = transition_keys(self.policy.in_keys, group.key("action"))
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.
@@ -201,48 +170,30 @@ class AgentMixerSAC(nn.Module):
             alpha, of alpha and the team's entropy (nats); and the consistency of joint and
             individual policies on the batch.
         """
-        transitions = batch.detach().select(*self._transition_keys()).reshape(-1)
+        transitions = batch.detach().select(*self._transition_keys).reshape(-1)
         self.replay.extend(transitions)
         logs = [
-            self._gradient_step(self.replay.sample(self._batch_size))
+            self._sac_step(self.replay.sample(self._batch_size))
             for _ in range(self.config.gradient_steps)
         ]
         with torch.no_grad():
             consistency = consistency_metrics(self.policy, transitions)
-        self.frames += batch.numel() * distributed.world_size()
+        self.count_frames(batch)
         metrics = TensorDict.stack(logs).mean(0).update(consistency)
         return {name: float(value) for name, value in metrics.items()}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """All that decides how training goes on, the replay buffer included."""
-        return {
-            "parameters": self.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "replay": self.replay.state_dict(),
-            "frames": self.frames,
-        }
+        """Parameters, optimizer, frames and the replay buffer."""
+        return super().checkpoint_state() | {"replay": self.replay.state_dict()}
 
-    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, with the learning rates of this configuration.
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.replay.load_state_dict(state["replay"])
 
-        Raises:
-            ValueError: for the state of another method, environment or network size.
-        """
-        try:
-            self.load_state_dict(state["parameters"])
-            load_optimizer(self.optimizer, state["optimizer"])
-            self.replay.load_state_dict(state["replay"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"AgentMixerSAC: expected the state of the same method with the same sizes: {error}"
-            ) from error
-        self.frames = state["frames"]
-
-    def _gradient_step(self, minibatch: TensorDictBase) -> TensorDict:
-        """One step on all losses: none of them reaches the parameters of another."""
+    def _sac_step(self, minibatch: TensorDictBase) -> TensorDict:
+        """One step on all losses; no loss reaches the parameters of another."""
         losses = self.loss(minibatch)
         total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
-        descend(total, self.optimizer, self._parameters_in_use)
+        self.gradient_step(total, self.optimizer)
         self._targets.step()
         return TensorDict(
             {
@@ -280,30 +231,10 @@ class AgentMixerSAC(nn.Module):
         _ = loss.target_entropy  # made a buffer when it is first read
         return loss
 
-    def _transition_keys(self) -> list[NestedKey]:
-        return transition_keys(self.policy.in_keys, self.policy.action_keys)  # type: ignore[arg-type]
-
 
 def _target_entropy(group: AgentGroup, per_dim: float) -> float:
-    """Of the whole team's action, in its own unit, in nats."""
+    """Of the whole team's action, in the action's unit, in nats."""
     total = per_dim * group.n_agents * group.action_dim
     if group.low is None or group.high is None:
         return total
     return total + float(((group.high - group.low) / 2).log().sum())
-
-
-def _continuous_group(env: EnvBase) -> AgentGroup:
-    groups = agent_groups(env)
-    for group in groups:
-        if group.discrete:
-            raise ValueError(
-                f"AgentMixerSAC: expected continuous actions, got discrete ones of group "
-                f"{group.name!r}: a joint action is no single categorical one, which TorchRL's "
-                "DiscreteSACLoss wants. Use `agent_mixer`."
-            )
-    if len(groups) > 1:
-        raise ValueError(
-            f"AgentMixerSAC: expected one group of agents, got {[g.name for g in groups]}: "
-            "TorchRL's SACLoss takes one action. Use `agent_mixer` for several."
-        )
-    return groups[0]

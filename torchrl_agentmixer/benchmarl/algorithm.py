@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,59 +22,39 @@ from tensordict.utils import unravel_key
 from torch import nn
 from torchrl.objectives import LossModule
 
-from torchrl_agentmixer.algorithms.schedules import as_schedule
+from torchrl_agentmixer.algorithms import AgentMixerConfig as DiscreteConfig
+from torchrl_agentmixer.algorithms import ContinuousAgentMixerConfig as ContinuousConfig
 from torchrl_agentmixer.benchmarl.team_distribution import TeamDistribution
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules import ModifierGroup, PolicyModifier
+from torchrl_agentmixer.modules import PolicyModifier
 from torchrl_agentmixer.policies import AgentMixerPolicy
-
-_COEFFICIENTS = ("temperature", "strength", "consistency")
 
 
 class AgentMixer(Mappo):
     """AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_) as a BenchMARL algorithm.
 
-    BenchMARL's model is the individual policy; a Policy Modifier and an IGC distribution around it
-    make the joint policy that is collected with and trained, by BenchMARL's PPO loss and critic.
-    The Modifier reads the task's state, or all observations of the group where it has none. Each
-    group of agents is a team with a Modifier of its own. The team's advantage is the mean over its
-    agents, normalized over the batch.
+    BenchMARL's model is the individual policy. A Policy Modifier and an IGC distribution around it
+    make the joint policy, which BenchMARL's collector, PPO loss and critic use. The Modifier reads
+    the task's state, or all observations of the group where the task has none. Each group of agents
+    is a team with its own Modifier. The team's advantage is the mean over its agents, normalized
+    over the batch.
 
-    BenchMARL's deterministic evaluation runs the individual modes, what :meth:`decentralized`
-    returns; a stochastic one (``evaluation_deterministic_actions=False``) the joint policy.
+    BenchMARL's deterministic evaluation runs the individual modes, which :meth:`decentralized`
+    returns; a stochastic one (``evaluation_deterministic_actions=False``) runs the joint policy.
 
     Args:
         **kwargs: the fields of :class:`AgentMixerConfig`, and those of BenchMARL's ``Mappo``.
     """
 
-    def __init__(
-        self,
-        lr_modifier: float | None,
-        channels: int,
-        head_gain: float | None,
-        scale_bound: float,
-        num_components: int,
-        temperature: Any,
-        strength: Any,
-        consistency: Any,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
+        self.options = {name: kwargs.pop(name) for name in OPTIONS}
         super().__init__(**kwargs)
-        self.lr_modifier = lr_modifier
-        self.channels = channels
-        self.head_gain = head_gain
-        self.scale_bound = scale_bound
-        self.num_components = num_components
-        values = (temperature, strength, consistency)
-        self.schedules = {
-            name: as_schedule(value) for name, value in zip(_COEFFICIENTS, values, strict=True)
-        }
         self.policies: dict[str, AgentMixerPolicy] = {}
-        # A new list: the given one is the user's, and may serve another experiment.
+        # A new list: the experiment's list belongs to the user, who may pass it to another one.
         self.experiment.callbacks = [*self.experiment.callbacks, _Annealing(self)]
 
     def decentralized(self, deterministic: bool = True) -> TensorDictSequential:
-        """What is deployed: every group's individual policies, on their own observations.
+        """The executed policy: every group's individual policies, on their own observations.
 
         Args:
             deterministic (bool): act by the individual modes, or sample.
@@ -87,64 +66,45 @@ class AgentMixer(Mappo):
             *(self.policies[group].decentralized(deterministic) for group in self.policies)
         )
 
-    def anneal(self, group: str, progress: float) -> None:
-        """Set a group's coefficients to their values at ``progress`` in [0, 1] of training."""
-        policy = self.policies[group]
-        policy.set_coefficients(
-            **{name: self.schedules[name](progress) for name in self._annealed(policy)}
-        )
-
-    def _annealed(self, policy: AgentMixerPolicy) -> list[str]:
-        return [name for name in self.schedules if name in policy.coefficient_names]
+    def _recipe(self, continuous: bool) -> DiscreteConfig | ContinuousConfig:
+        """The package's hyperparameters for these actions, with the options that are set."""
+        recipe: Any = ContinuousConfig if continuous else DiscreteConfig
+        given = {name: value for name, value in self.options.items() if value is not None}
+        foreign = sorted(set(given) - {field.name for field in fields(recipe)})
+        if foreign:
+            kind = "continuous" if continuous else "discrete"
+            raise ValueError(
+                f"AgentMixer: expected options for {kind} actions, got {foreign}: leave them None."
+            )
+        return recipe(**given)
 
     def _get_policy_for_loss(
         self, group: str, model_config: ModelConfig, continuous: bool
     ) -> ProbabilisticTensorDictSequential:
-        agents = self._agents(group, continuous)
+        agents, recipe = self._agents(group, continuous), self._recipe(continuous)
         individual = super()._get_policy_for_loss(group, model_config, continuous)
         actor = TensorDictSequential(*list(individual.module)[:-1])
         state, state_size = self._state_module(group)
-        head_gain = 0.01 if continuous else 2.0
-        modifier = PolicyModifier(
-            [
-                ModifierGroup(
-                    n_agents=agents.n_agents,
-                    params_dim=agents.params_dim,
-                    out_dim=agents.action_dim,
-                    output="scale" if continuous else "perturbation",
-                )
-            ],
-            state_size,
-            channels=self.channels,
-            head_gain=head_gain if self.head_gain is None else self.head_gain,
-            num_components=0 if continuous else self.num_components,
-            scale_bound=self.scale_bound,
-        )
-        policy = AgentMixerPolicy(
-            [agents],
-            [state, actor],
-            modifier,
-            state_key=state.out_keys[0],
-            distribution="tanh_normal" if self.use_tanh_normal else "normal",
-        )
+        options = recipe.policy_kwargs
+        modifier = PolicyModifier([agents], state_size, **options.pop("modifier_kwargs"))
+        modifier.set_keys(state=state.out_keys[0])
+        options["distribution"] = "tanh_normal" if self.use_tanh_normal else "normal"
+        policy = AgentMixerPolicy([agents], [state, actor], modifier, **options)
         for module in policy.module:
             if module is not actor:  # BenchMARL's is on the device, parts of its GRU on "meta"
                 module.to(self.device)
         self.policies[group] = policy
-        self.anneal(group, 0.0)
         return _for_benchmarl(policy, group)
 
     def _get_parameters(self, group: str, loss: LossModule) -> dict[str, Iterable]:
         """BenchMARL's, with the Modifier's in a parameter group that has its own learning rate."""
         parameters = super()._get_parameters(group, loss)
-        modifier = list(self.policies[group].modifier.parameters())
+        policy = self.policies[group]
+        modifier = list(policy.modifier.parameters())
         known = {id(parameter) for parameter in modifier}
         actor = [p for p in parameters["loss_objective"] if p.requires_grad and id(p) not in known]
-        lr = 5e-3 if self.policies[group].groups[0].discrete else 3e-5
-        parameters["loss_objective"] = [
-            {"params": actor},
-            {"params": modifier, "lr": lr if self.lr_modifier is None else self.lr_modifier},
-        ]
+        lr = self._recipe(continuous=not policy.groups[0].discrete).lr_modifier
+        parameters["loss_objective"] = [{"params": actor}, {"params": modifier, "lr": lr}]
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
@@ -191,44 +151,61 @@ class AgentMixer(Mappo):
         return module, sum(spec.shape.numel() for spec in specs.values())
 
 
+# The fields of this package's configs that BenchMARL's algorithm takes.
+OPTIONS = (
+    "lr_modifier",
+    "channels",
+    "head_gain",
+    "num_components",
+    "temperature",
+    "strength",
+    "consistency",
+    "modified_share",
+    "scale_bound",
+    "scale_gain",
+)
+
+
 @dataclass
 class AgentMixerConfig(MappoConfig):
-    """Options of :class:`AgentMixer`; :meth:`get_from_yaml` has values for all.
+    """Options of :class:`AgentMixer`: BenchMARL's ``MappoConfig``, and this package's.
+
+    ``None`` is the default of :class:`~torchrl_agentmixer.algorithms.AgentMixerConfig` (discrete
+    actions) or :class:`~torchrl_agentmixer.algorithms.ContinuousAgentMixerConfig` (continuous
+    actions), whose fields have the same names.
 
     Args:
-        lr_modifier: learning rate of the Policy Modifier; ``None`` is 5e-3 for discrete and 3e-5
-            for continuous actions.
-        channels: width of the Modifier's tokens.
-        head_gain: gain of the Modifier's last layer; ``None`` is 2 for discrete and 0.01 for
-            continuous actions.
-        scale_bound: largest joint scale of continuous actions.
-        num_components: of the mixture of discrete actions; 0 is the paper's single Eq. 12.
-        temperature: tau of Eq. 12, a number or the arguments of a
-            :class:`~torchrl_agentmixer.algorithms.schedules.Schedule`, as the next two.
-        strength: of the noise of Eq. 12.
-        consistency: 0 is the paper's, 1 keeps the individual modes exactly.
+        lr_modifier: learning rate of the Policy Modifier.
+        channels, head_gain: of the Policy Modifier.
+        num_components, temperature, strength, consistency, modified_share: discrete actions.
+        scale_bound, scale_gain: continuous actions.
 
-    The others are BenchMARL's ``MappoConfig``'s.
+    Raises:
+        ValueError: when a policy is built, for an option of the other kind of actions.
 
     Examples:
         >>> config = AgentMixerConfig.get_from_yaml()
-        >>> config.num_components, config.strength
-        (16, {'start': 3.0, 'end': 0.0, 'until': 0.5})
+        >>> config.clip_epsilon, config.strength
+        (0.2, None)
     """
 
-    lr_modifier: float | None
-    channels: int
-    head_gain: float | None
-    scale_bound: float
-    num_components: int
-    temperature: Any
-    strength: Any
-    consistency: Any
+    lr_modifier: float | None = None
+    channels: int | None = None
+    head_gain: float | None = None
+    num_components: int | None = None
+    temperature: Any = None
+    strength: Any = None
+    consistency: Any = None
+    modified_share: Any = None
+    scale_bound: float | None = None
+    scale_gain: float | None = None
 
     @classmethod
     def get_from_yaml(cls, path: str | None = None) -> AgentMixerConfig:
-        """Read ``path``, or the ``agentmixer.yaml`` beside this module."""
-        return super().get_from_yaml(path or str(Path(__file__).with_name("agentmixer.yaml")))
+        """Read ``path``; by default, the values of BenchMARL's MAPPO."""
+        if path is not None:
+            return super().get_from_yaml(path)
+        return cls(**vars(MappoConfig.get_from_yaml()))
 
     @staticmethod
     def associated_class() -> type[AgentMixer]:
@@ -236,7 +213,7 @@ class AgentMixerConfig(MappoConfig):
 
 
 class _Annealing(Callback):
-    """Sets the coefficients after each update, before BenchMARL collects with them."""
+    """Anneals the joint policies after each update."""
 
     def __init__(self, algorithm: AgentMixer) -> None:
         super().__init__()
@@ -246,7 +223,7 @@ class _Annealing(Callback):
         if group in self.algorithm.policies:
             experiment = self.algorithm.experiment
             total = experiment.config.get_max_n_frames(experiment.on_policy)
-            self.algorithm.anneal(group, min(1.0, experiment.total_frames / total))
+            self.algorithm.policies[group].anneal(min(1.0, experiment.total_frames / total))
 
 
 class _Flat(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torchrl_agentmixer.distributions.grouped import (
     GroupedDistribution,
     GroupedDistributionBuilder,
+    GroupedMixture,
+    GroupedMixtureBuilder,
 )
 from torchrl_agentmixer.distributions.igc_categorical import IGCCategorical, gumbel_perturbation
 from torchrl_agentmixer.distributions.igc_mixture import IGCMixture
@@ -13,6 +15,8 @@ from torchrl_agentmixer.distributions.igc_normal import IGCNormal, IGCTanhNormal
 __all__ = [
     "GroupedDistribution",
     "GroupedDistributionBuilder",
+    "GroupedMixture",
+    "GroupedMixtureBuilder",
     "IGCCategorical",
     "IGCMixture",
     "IGCNormal",

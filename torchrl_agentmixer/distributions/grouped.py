@@ -6,21 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch.distributions import Distribution, kl_divergence, register_kl
 
+from torchrl_agentmixer.distributions.igc_mixture import IGCMixture, kl_to_product
+
+Actions = Any  # one tensor per group, a tuple of them, or a tensordict
+
 
 class GroupedDistribution(Distribution):
-    """Independent distributions of several groups, given the state, as one distribution.
+    """Distributions of several groups, independent given the state, as one distribution.
 
-    Samples are tuples with one tensor for each group; log-probabilities and entropies are one
-    number for the whole team. TorchRL's ``CompositeDistribution`` keeps one log-probability for
-    each group under the group's own key, where a team's ``[*B]`` does not fit the group's batch
-    size ``[*B, n_agents]``.
+    A sample is a tuple with one tensor per group. Log-probability and entropy are one number per
+    team. TorchRL's ``CompositeDistribution`` keeps one log-probability per group under the group's
+    key, where a team's ``[*B]`` does not fit the group's batch size ``[*B, n_agents]``.
 
     Args:
-        distributions (mapping of str to Distribution): one joint distribution for each group, all
-            of batch shape ``[*B]``.
+        distributions (mapping of str to Distribution): one joint distribution per group, all of
+            batch shape ``[*B]``.
 
     Raises:
         ValueError: for no distribution, or batch shapes that differ.
@@ -46,6 +50,7 @@ class GroupedDistribution(Distribution):
         if len(set(shapes.values())) > 1:
             raise ValueError(f"GroupedDistribution: expected equal batch shapes, got {shapes}.")
         self.distributions = dict(distributions)
+        self.names = list(distributions)
         super().__init__(next(iter(distributions.values())).batch_shape, validate_args=False)
 
     @property
@@ -54,12 +59,12 @@ class GroupedDistribution(Distribution):
 
     @property
     def mode(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
-        """Each group's mode."""
+        """Mode of each group."""
         return tuple(dist.mode for dist in self.distributions.values())
 
     @property
     def deterministic_sample(self) -> tuple[torch.Tensor, ...]:
-        """Each group's deterministic sample."""
+        """Deterministic sample of each group."""
         return tuple(
             dist.deterministic_sample if hasattr(dist, "deterministic_sample") else dist.mode
             for dist in self.distributions.values()
@@ -71,21 +76,13 @@ class GroupedDistribution(Distribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         return tuple(dist.rsample(torch.Size(sample_shape)) for dist in self.distributions.values())
 
-    def log_prob(self, *actions: torch.Tensor | TensorDictBase) -> torch.Tensor:  # type: ignore[override]
-        """Team log-probability ``[*B]`` of one action tensor for each group, in order.
+    def log_prob(self, *actions: Actions) -> torch.Tensor:  # type: ignore[override]
+        """Team log-probability ``[*B]`` of one action tensor per group, in order.
 
-        Also takes one tensordict with ``(group, "action")`` entries, which is what TorchRL's
-        losses pass when there are several action keys.
+        Also takes a sample, which is a tuple of them, and a tensordict with ``(group, "action")``
+        entries, which TorchRL's losses pass when there are several action keys.
         """
-        if len(actions) == 1 and isinstance(actions[0], TensorDictBase):
-            tensordict = actions[0]
-            actions = tuple(tensordict.get((name, "action")) for name in self.distributions)
-        if len(actions) != len(self.distributions):
-            raise ValueError(
-                f"GroupedDistribution: expected one action tensor for each of "
-                f"{list(self.distributions)}, got {len(actions)}."
-            )
-        pairs = zip(self.distributions.values(), actions, strict=True)
+        pairs = zip(self.distributions.values(), self._per_group(actions), strict=True)
         return torch.stack([dist.log_prob(action) for dist, action in pairs]).sum(0)
 
     def entropy(self) -> torch.Tensor:
@@ -98,13 +95,83 @@ class GroupedDistribution(Distribution):
             {name: dist.expand(shape) for name, dist in self.distributions.items()}
         )
 
+    def _per_group(self, actions: Sequence[Actions]) -> Sequence[torch.Tensor]:
+        """One action tensor per group out of what ``log_prob`` accepts."""
+        given: Any = actions
+        if len(actions) == 1 and isinstance(actions[0], tuple):
+            given = actions[0]
+        elif len(actions) == 1 and isinstance(actions[0], TensorDictBase):
+            given = [actions[0].get((name, "action")) for name in self.names]
+        if len(given) != len(self.names):
+            raise ValueError(
+                f"{type(self).__name__}: expected one action tensor per group of {self.names}, "
+                f"got {len(given)}."
+            )
+        return given
+
+
+class GroupedMixture(GroupedDistribution):
+    """One :class:`IGCMixture` over the agents of several groups: one component per team.
+
+    Groups may have different numbers of actions. The mixture sees all agents on one axis, with the
+    actions that an agent does not have masked.
+
+    Args:
+        mixture (IGCMixture): over all agents, ``[*B, n_total]``.
+        n_agents (mapping of str to int): agents of each group, in order.
+
+    Examples:
+        >>> import torch
+        >>> mixture = IGCMixture(torch.zeros(4, 5, 3), torch.zeros(4, 5, 2, 3), torch.zeros(4, 2))
+        >>> team = GroupedMixture(mixture, {"scouts": 2, "tanks": 3})
+        >>> scouts, tanks = team.sample()
+        >>> scouts.shape, tanks.shape, team.log_prob(scouts, tanks).shape
+        (torch.Size([4, 2]), torch.Size([4, 3]), torch.Size([4]))
+    """
+
+    def __init__(self, mixture: IGCMixture, n_agents: Mapping[str, int]) -> None:
+        self.mixture = mixture
+        self.n_agents = dict(n_agents)
+        self.names = list(n_agents)
+        Distribution.__init__(self, mixture.batch_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def mode(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        """Each group's part of the mixture's mode."""
+        return self._split(self.mixture.mode)
+
+    @property
+    def deterministic_sample(self) -> tuple[torch.Tensor, ...]:
+        """The mode."""
+        return self.mode
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return self._split(self.mixture.sample(sample_shape))
+
+    def log_prob(self, *actions: Actions) -> torch.Tensor:  # type: ignore[override]
+        """Team log-probability ``[*B]``, as :meth:`GroupedDistribution.log_prob`."""
+        return self.mixture.log_prob(torch.cat(list(self._per_group(actions)), -1))
+
+    def entropy(self) -> torch.Tensor:
+        """Lower bound of the team's entropy, see :meth:`IGCMixture.entropy`."""
+        return self.mixture.entropy()
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> GroupedMixture:
+        return GroupedMixture(self.mixture.expand(batch_shape), self.n_agents)
+
+    def _split(self, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return actions.split(list(self.n_agents.values()), -1)
+
 
 @register_kl(GroupedDistribution, GroupedDistribution)
 def _kl_grouped(p: GroupedDistribution, q: GroupedDistribution) -> torch.Tensor:
-    if p.distributions.keys() != q.distributions.keys():
+    if p.names != q.names:
         raise ValueError(
-            "kl_divergence: expected the same groups on both sides, got "
-            f"{list(p.distributions)} and {list(q.distributions)}."
+            f"kl_divergence: expected the same groups on both sides, got {p.names} and {q.names}."
         )
     terms = [
         kl_divergence(p.distributions[name], q.distributions[name]) for name in p.distributions
@@ -112,11 +179,18 @@ def _kl_grouped(p: GroupedDistribution, q: GroupedDistribution) -> torch.Tensor:
     return torch.stack(terms).sum(0)
 
 
+@register_kl(GroupedMixture, GroupedDistribution)
+def _kl_grouped_mixture(p: GroupedMixture, q: GroupedDistribution) -> torch.Tensor:
+    """Upper bound, for groups of :class:`IGCCategorical`; see :func:`kl_to_product`."""
+    logits = [dist.logits for dist in q.distributions.values()]  # type: ignore[attr-defined]
+    return kl_to_product(p.mixture, join_agents(logits, torch.finfo(logits[0].dtype).min))
+
+
 class GroupedDistributionBuilder:
     """Builds a :class:`GroupedDistribution` from keyword arguments named ``"<group>.<argument>"``.
 
     Meant as ``distribution_class`` of a ``ProbabilisticTensorDictModule`` whose ``in_keys`` map
-    those names to entries; with a single group it builds that group's distribution itself.
+    those names to entries. With one group it builds that group's distribution itself.
 
     Args:
         classes (mapping of str to callable): the distribution of each group.
@@ -140,10 +214,7 @@ class GroupedDistributionBuilder:
         self.kwargs = {name: dict((kwargs or {}).get(name, {})) for name in classes}
 
     def __call__(self, **arguments: torch.Tensor | None) -> Distribution:
-        by_group: dict[str, dict[str, Any]] = {name: {} for name in self.classes}
-        for key, value in arguments.items():
-            group, name = key.rsplit(".", 1)
-            by_group[group][name] = value
+        by_group = _by_group(self.classes, arguments)
         distributions = {
             name: distribution(**by_group[name], **self.kwargs[name])
             for name, distribution in self.classes.items()
@@ -151,3 +222,67 @@ class GroupedDistributionBuilder:
         if len(distributions) == 1:
             return next(iter(distributions.values()))
         return GroupedDistribution(distributions)
+
+
+class GroupedMixtureBuilder:
+    """Builds a :class:`GroupedMixture`, or with one group an :class:`IGCMixture`.
+
+    Arguments are named as for :class:`GroupedDistributionBuilder`; ``component_logits`` belongs to
+    the team and has no group.
+
+    Args:
+        names (sequence of str): the groups.
+        validate_args (bool, optional): as in :class:`IGCMixture`.
+
+    Examples:
+        >>> import torch
+        >>> build = GroupedMixtureBuilder(["a", "b"])
+        >>> a = {"a.logits": torch.zeros(1, 2, 3), "a.perturbation": torch.zeros(1, 2, 5, 3)}
+        >>> b = {"b.logits": torch.zeros(1, 1, 4), "b.perturbation": torch.zeros(1, 1, 5, 4)}
+        >>> [x.shape for x in build(component_logits=torch.zeros(1, 5), **a, **b).sample()]
+        [torch.Size([1, 2]), torch.Size([1, 1])]
+    """
+
+    def __init__(self, names: Sequence[str], validate_args: bool | None = None) -> None:
+        self.names, self.validate_args = list(names), validate_args
+
+    def __call__(
+        self, *, component_logits: torch.Tensor, **arguments: torch.Tensor
+    ) -> Distribution:
+        groups = list(_by_group(self.names, arguments).values())
+        weights: dict[str, Any] = {
+            "component_logits": component_logits,
+            "validate_args": self.validate_args,
+        }
+        if len(groups) == 1:
+            return IGCMixture(**groups[0], **weights)
+        logits = [group["logits"] for group in groups]
+        joined: dict[str, Any] = {"logits": join_agents(logits, 0.0)}
+        joined["perturbation"] = join_agents([g["perturbation"] for g in groups], 0.0, dim=-3)
+        if any("mask" in group for group in groups) or len({x.shape[-1] for x in logits}) > 1:
+            masks = [group.get("mask", torch.ones_like(group["logits"]).bool()) for group in groups]
+            joined["mask"] = join_agents(masks, False)
+        for name in ("temperature", "strength", "consistency", "modified_share"):
+            if name in groups[0]:
+                joined[name] = torch.cat([group[name] for group in groups], -2)
+        sizes = dict(zip(self.names, (x.shape[-2] for x in logits), strict=True))
+        return GroupedMixture(IGCMixture(**joined, **weights), sizes)
+
+
+def join_agents(tensors: Sequence[torch.Tensor], fill: float | bool, dim: int = -2) -> torch.Tensor:
+    """Join entries of several groups along the agent axis ``dim``, padded to the most actions.
+
+    Examples:
+        >>> join_agents([torch.zeros(1, 2), torch.zeros(1, 3)], fill=1.0).tolist()
+        [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return torch.cat([F.pad(x, (0, width - x.shape[-1]), value=fill) for x in tensors], dim)
+
+
+def _by_group(names: Sequence[str] | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict:
+    by_group: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in arguments.items():
+        group, name = key.rsplit(".", 1)
+        by_group[group][name] = value
+    return by_group

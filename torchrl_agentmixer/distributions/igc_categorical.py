@@ -13,34 +13,32 @@ from torchrl_agentmixer.distributions._validation import check_finite, check_ran
 
 Coefficient = float | torch.Tensor
 
+# c of Eq. 12, the largest u; g is 1. MARGIN is the gap, in nats, between the mode and what
+# `consistency` clips: without it, clipped actions would tie with the mode.
+NOISE_BOUND = 0.95
+MARGIN = 1e-2
+
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value > 0, "> 0"),
     "strength": (lambda value: value >= 0, ">= 0"),
     "modified_share": (lambda value: 0 <= value <= 1, "in [0, 1]"),
     "consistency": (lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "margin": (lambda value: value > 0, "> 0"),
-    "noise_bound": (lambda value: 0 < value < 1, "in (0, 1)"),
 }
 
 
-def gumbel_perturbation(
-    perturbation: torch.Tensor, *, noise_bound: float = 0.95, noise_gain: float = 1.0
-) -> torch.Tensor:
+def gumbel_perturbation(perturbation: torch.Tensor) -> torch.Tensor:
     r"""The learned Gumbel noise :math:`\epsilon_\theta` of Eq. 12, without overflow.
 
-    :math:`\epsilon = -\log(-\log u)` with :math:`u = c\,\sigma(g x)`, computed as
-    ``-log(softplus(-g x) - log c)``, which stays finite, gradients included, for any finite ``x``
-    (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_, "Discrete Case").
+    :math:`\epsilon = -\log(-\log u)` with :math:`u = c\,\sigma(x)` and :math:`c` =
+    ``NOISE_BOUND``, computed as ``-log(softplus(-x) - log c)``. This form and its gradients are
+    finite for every finite ``x`` (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_, "Discrete
+    Case").
 
     Args:
         perturbation (Tensor): the Policy Modifier's output :math:`x`, any shape.
 
-    Keyword Args:
-        noise_bound (float): :math:`c` in (0, 1), the largest :math:`u`.
-        noise_gain (float): :math:`g`, the slope inside the sigmoid.
-
     Returns:
-        Tensor: the noise, of the same shape, bounded above by ``-log(-log c)``.
+        Tensor: the noise, of the same shape, at most ``-log(-log c)``.
 
     Examples:
         >>> import torch
@@ -48,56 +46,48 @@ def gumbel_perturbation(
         >>> bool(noise.isfinite().all())
         True
     """
-    return -(F.softplus(-noise_gain * perturbation) - math.log(noise_bound)).log()
+    return -(F.softplus(-perturbation) - math.log(NOISE_BOUND)).log()
 
 
 class IGCCategorical(Independent):
     r"""Joint categorical policy around the individual policies' logits (Eq. 12).
 
-    With :math:`l` the masked log-probabilities of the individual policies and :math:`x` what the
-    Policy Modifier writes,
+    With :math:`l` the masked log-probabilities of the individual policies and :math:`x` the Policy
+    Modifier's output,
 
     .. math:: z = (l + \text{strength} \cdot \epsilon(x)) / \tau, \qquad
               \pi_\theta = \operatorname{softmax}(z),
 
     where :math:`\epsilon` is :func:`gumbel_perturbation`. As published (``consistency=0``) this
-    does **not** keep the mode: it moves as soon as the noise outweighs the gap between two
-    actions. ``consistency=1`` keeps it exactly, for every input: with
-    :math:`k^* = \arg\max_k l_k`, every other logit is held at or under
-    :math:`z_{k^*} - \text{margin}`, a bound that is a constant for the gradient (differentiated
-    through, a clipped action with a good advantage would raise :math:`l_{k^*}` in its own place).
-    Without a ``perturbation``, and with a ``temperature`` written by the Policy Modifier, the mode
-    is exact too, up to rounding of logits that nearly tie:
-    :math:`\operatorname{softmax}(l / \tau_\theta)`, the twin of the Gaussian case.
+    does **not** keep the mode: the mode moves as soon as the noise outweighs the gap between two
+    actions. ``consistency=1`` keeps the mode for every input: with
+    :math:`k^* = \arg\max_k l_k`, every other logit is clipped at :math:`z_{k^*} - \text{MARGIN}`.
+    The bound is a constant for the gradient. (With a gradient through the bound, a clipped action
+    with a positive advantage would raise :math:`l_{k^*}`, and the mode could never move.)
 
     Args:
         logits (Tensor): individual logits, ``[*B, n_agents, n_actions]``.
         perturbation (Tensor, optional): the Policy Modifier's output :math:`x`, same shape.
             ``None`` adds no noise.
-        mask (Tensor, optional): ``True`` where an action is allowed, same shape. Forbidden
-            actions have probability zero in the joint and in the individual policy.
-        temperature (float or Tensor): :math:`\tau > 0`. This and the next two may be tensors,
-            broadcastable to ``logits``, such as ``[*B, n_agents, 1]``.
-            Tensors are not checked for their range.
-        strength (float or Tensor): 1 is the paper's noise; 0 is the individual policy itself
-            (at temperature 1).
-        consistency (float or Tensor): in [0, 1]; 0 is the paper, 1 is exact, between them the
-            excess over the bound is reduced by that share.
+        mask (Tensor, optional): action mask, ``True`` where an action is allowed, same shape.
+            Other actions have probability zero in the joint and in the individual policy.
+        temperature (float or Tensor): :math:`\tau > 0`. This and the next two may be tensors that
+            broadcast to ``logits``, such as ``[*B, n_agents, 1]``. The range of tensors is not
+            checked.
+        strength (float or Tensor): 1 is the paper's noise; 0 is the individual policy (at
+            temperature 1).
+        consistency (float or Tensor): in [0, 1]. 0 is the paper, 1 is exact. A value between
+            reduces the excess over the bound by that fraction.
 
     Keyword Args:
-        margin (float): gap, in nats, that ``consistency`` puts between the mode and what it
-            clips; > 0, else clipped actions would tie with the mode.
-        noise_bound (float): :math:`c`, see :func:`gumbel_perturbation`.
-        noise_gain (float): :math:`g`, see :func:`gumbel_perturbation`.
-        joint (bool): if ``True`` (default) the agent axis is an event axis and ``log_prob`` and
-            ``entropy`` are one number for the team, ``[*B]``; if ``False`` ``[*B, n_agents]``.
+        joint (bool): ``True`` (default): the agent axis is an event axis, and ``log_prob`` and
+            ``entropy`` are one number per team, ``[*B]``. ``False``: ``[*B, n_agents]``.
         validate_args (bool, optional): check values (NaN, an agent without an allowed action).
-            By default on the CPU, where it is cheap, and not on an accelerator; never under
-            ``torch.compile``.
+            Default: only on the CPU, where the check is cheap, and never under ``torch.compile``.
 
     Raises:
         ValueError: for a missing agent axis, zero agents or actions, shapes that do not match,
-            coefficients out of range or, where values are checked, NaN or a mask that leaves an
+            coefficients out of range or, where values are checked, NaN or a mask that allows an
             agent no action.
 
     Examples:
@@ -121,40 +111,20 @@ class IGCCategorical(Independent):
         strength: Coefficient = 1.0,
         consistency: Coefficient = 0.0,
         *,
-        margin: float = 1e-2,
-        noise_bound: float = 0.95,
-        noise_gain: float = 1.0,
         joint: bool = True,
         validate_args: bool | None = None,
     ) -> None:
         _check_inputs(logits, perturbation, mask, joint, validate_args)
         check_coefficients(
-            "IGCCategorical",
-            temperature=temperature,
-            strength=strength,
-            consistency=consistency,
-            margin=margin,
-            noise_bound=noise_bound,
+            "IGCCategorical", temperature=temperature, strength=strength, consistency=consistency
         )
         self.joint = joint
         self.mask = mask
         individual = masked_log_softmax(logits, mask)
-        z = joint_logits(
-            individual,
-            perturbation,
-            mask,
-            temperature,
-            strength,
-            consistency,
-            margin=margin,
-            noise_bound=noise_bound,
-            noise_gain=noise_gain,
-        )
+        z = joint_logits(individual, perturbation, mask, temperature, strength, consistency)
         self.individual_logits = individual
         super().__init__(
-            Categorical(logits=z, validate_args=False),
-            int(joint),
-            validate_args=False,
+            Categorical(logits=z, validate_args=False), int(joint), validate_args=False
         )
 
     @property
@@ -208,34 +178,27 @@ def joint_logits(
     temperature: Coefficient,
     strength: Coefficient,
     consistency: Coefficient,
-    *,
-    margin: float,
-    noise_bound: float,
-    noise_gain: float,
 ) -> torch.Tensor:
     """Logits of the joint policy around individual log-probabilities; all arguments broadcast."""
     z = individual if mask is None else individual.masked_fill(~mask, 0.0)
     if perturbation is not None:
-        noise = gumbel_perturbation(perturbation, noise_bound=noise_bound, noise_gain=noise_gain)
-        z = z + strength * noise
-    z = _keep_mode(z / temperature, individual, consistency, margin)
+        z = z + strength * gumbel_perturbation(perturbation)
+    z = _keep_mode(z / temperature, individual, consistency)
     return z if mask is None else masked_log_softmax(z, mask)
 
 
-def _keep_mode(
-    z: torch.Tensor, individual: torch.Tensor, consistency: Coefficient, margin: float
-) -> torch.Tensor:
-    """Move every logit but the individual mode's towards ``z[k*] - margin`` where it is above.
+def _keep_mode(z: torch.Tensor, individual: torch.Tensor, consistency: Coefficient) -> torch.Tensor:
+    """Clip every logit except the individual mode's at ``z[k*] - MARGIN``.
 
-    Logits are taken relative to the constant ``z[k*]``, which softmax does not see: the margin
-    then survives rounding, however large the noise is.
+    Logits are relative to the constant ``z[k*]``, which softmax ignores, so that the margin
+    survives rounding for any noise.
     """
     if not isinstance(consistency, torch.Tensor) and consistency == 0:
         return z
     star = individual.argmax(-1, keepdim=True).expand(*z.shape[:-1], 1)
     relative = z - z.gather(-1, star).detach()
     clipped = torch.lerp(
-        relative, relative.clamp(max=-margin), torch.as_tensor(consistency).to(relative)
+        relative, relative.clamp(max=-MARGIN), torch.as_tensor(consistency).to(relative)
     )
     is_star = torch.zeros_like(z, dtype=torch.bool).scatter(-1, star, True)
     return torch.where(is_star, relative, clipped)

@@ -1,4 +1,4 @@
-"""A mixture of joint policies: agents correlated by which component all of them follow."""
+"""A mixture of joint policies: the team draws one component, which all agents follow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torchrl_agentmixer.distributions.igc_categorical import (
     joint_logits,
 )
 
-# Teams with more joint actions than this are not enumerated.
+# The exact mode enumerates all joint actions; larger teams use the components' modes.
 MAX_JOINT_ACTIONS = 256
-# In place of log 0 where terms are added: finite, so that gradients are.
+# Replaces log 0 where terms are added: finite, so that gradients are finite.
 _LOWEST = -1e9
 
 
@@ -28,13 +28,13 @@ class IGCMixture(MixtureSameFamily):
               + \beta \sum_m w_m \prod_i \pi_{\theta, m, i}(a_i)
 
     Given the state, the paper's joint policy is a product over agents unless a random seed
-    :math:`\omega` reaches the Policy Modifier. Here :math:`\omega` is the component :math:`m`:
-    drawn once for the whole team, with weights :math:`w` that are learned and depend on the state,
-    and summed out exactly in ``log_prob``. Agents are truly correlated even in a one-state game.
-    The first component is the product of the individual policies, the others are
+    :math:`\omega` reaches the Policy Modifier. Here :math:`\omega` is the component :math:`m`. It
+    is drawn once per team, with learned weights :math:`w` that depend on the state, and
+    ``log_prob`` sums it out exactly. So agents are correlated even in a game with one state.
+    The first component is the product of the individual policies; the others are
     :class:`IGCCategorical` around the same logits, each with its own perturbation.
     One perturbation and ``modified_share`` :math:`\beta < 1` is the mixture of a joint and an
-    individual policy (Eq. 6 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_); at
+    individual policy (Eq. 6 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). At
     ``strength=0`` (and temperature 1, consistency 0), or ``modified_share=0``, it is the product.
 
     Args:
@@ -43,16 +43,17 @@ class IGCMixture(MixtureSameFamily):
             ``[*B, n_agents, n_components, n_actions]``.
         component_logits (Tensor): log-weights :math:`\log w` up to a constant,
             ``[*B, n_components]``.
-        mask (Tensor, optional): ``True`` where an action is allowed, shape of ``logits``.
+        mask (Tensor, optional): action mask, ``True`` where an action is allowed, shape of
+            ``logits``.
         temperature, strength, consistency (float or Tensor): of every modified component, see
-            :class:`IGCCategorical`; ``consistency=1`` keeps the individual modes in all of them,
-            and so in the mixture.
-        modified_share (float or Tensor): :math:`\beta` in [0, 1]; as a tensor one number for each
-            agent like the other coefficients, broadcastable to ``[*B, n_agents, 1]``, of which the
-            first agent's is read.
+            :class:`IGCCategorical`. ``consistency=1`` keeps the individual modes in all components
+            and in the mixture.
+        modified_share (float or Tensor): :math:`\beta` in [0, 1]. A tensor has one number per agent
+            like the other coefficients and broadcasts to ``[*B, n_agents, 1]``; the first agent's
+            number counts.
 
     Keyword Args:
-        margin, noise_bound, noise_gain, validate_args: as in :class:`IGCCategorical`.
+        validate_args (bool, optional): as in :class:`IGCCategorical`.
 
     Raises:
         ValueError: as :class:`IGCCategorical`, and for component weights that do not fit.
@@ -80,31 +81,15 @@ class IGCMixture(MixtureSameFamily):
         consistency: Coefficient = 0.0,
         modified_share: Coefficient = 1.0,
         *,
-        margin: float = 1e-2,
-        noise_bound: float = 0.95,
-        noise_gain: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        n_components = component_logits.shape[-1] if component_logits.ndim else 0
-        if (
-            n_components == 0
-            or perturbation.shape != (*logits.shape[:-1], n_components, *logits.shape[-1:])
-            or component_logits.shape[:-1] != logits.shape[:-2]
-        ):
-            raise ValueError(
-                "IGCMixture: expected `perturbation` [*B, n_agents, n_components, n_actions] and "
-                "`component_logits` [*B, n_components] with at least one component for `logits` of "
-                f"shape {tuple(logits.shape)}, got {tuple(perturbation.shape)} and "
-                f"{tuple(component_logits.shape)}."
-            )
+        _check_shapes(logits, perturbation, component_logits)
         check_coefficients(
             "IGCMixture",
             temperature=temperature,
             strength=strength,
             consistency=consistency,
             modified_share=modified_share,
-            margin=margin,
-            noise_bound=noise_bound,
         )
         if should_validate(validate_args, logits):
             check_finite("IGCMixture", "perturbation", perturbation)
@@ -118,19 +103,12 @@ class IGCMixture(MixtureSameFamily):
             _over_components(temperature),
             _over_components(strength),
             _over_components(consistency),
-            margin=margin,
-            noise_bound=noise_bound,
-            noise_gain=noise_gain,
         )
         share = torch.as_tensor(modified_share, dtype=logits.dtype, device=logits.device)
         share = share.expand(*logits.shape[:-1], 1)[..., 0, :]  # [*B, 1]
         weights = component_logits.log_softmax(-1)
         weights = torch.cat(
-            [
-                (-share).log1p().clamp_min(_LOWEST),
-                weights + share.log().clamp_min(_LOWEST),
-            ],
-            -1,
+            [(-share).log1p().clamp_min(_LOWEST), weights + share.log().clamp_min(_LOWEST)], -1
         )
         every = torch.cat([self.product.logits.unsqueeze(-3), modified], -3)
         super().__init__(
@@ -192,16 +170,21 @@ class IGCMixture(MixtureSameFamily):
         return self.mode
 
     def entropy(self) -> torch.Tensor:
-        """Entropy of the joint action ``[*B]``, in nats.
+        r"""Lower bound of the joint action's entropy, ``[*B]``, in nats, for teams of any size.
 
-        With more than ``MAX_JOINT_ACTIONS`` joint actions, its lower bound: the components'
-        entropies, weighted.
+        The pairwise-distance bound with the Bhattacharyya coefficient of Kolchinsky and Tracey
+        (`arXiv 1706.02419 <https://arxiv.org/abs/1706.02419>`_),
+
+        .. math:: \sum_i w_i H(p_i) - \sum_i w_i \log \sum_j w_j \sum_a \sqrt{p_i(a) p_j(a)}.
+
+        It is exact where any two components are equal or have no joint action in common.
         """
-        if self.n_joint_actions <= MAX_JOINT_ACTIONS:
-            probs = self._joint_probs()
-            return -(probs * _log(probs)).sum(-1)
         each = -(self.logits.exp() * self.logits).sum((-2, -1))  # [*B, m]
-        return (self.mixture_distribution.probs * each).sum(-1)
+        weights = self.mixture_distribution
+        roots = (0.5 * self.logits).exp().transpose(-3, -2)  # [*B, n, m, K]
+        overlap = _log(roots @ roots.mT).sum(-3)  # log of the coefficients, [*B, m, m]
+        mixed = (weights.logits.unsqueeze(-2) + overlap).logsumexp(-1)
+        return (weights.probs * (each - mixed)).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCMixture:
         shape = torch.Size(batch_shape)
@@ -240,11 +223,36 @@ def _over_components(coefficient: Coefficient) -> Coefficient:
 
 @register_kl(IGCMixture, IGCCategorical)
 def _kl_mixture_product(p: IGCMixture, q: IGCCategorical) -> torch.Tensor:
-    """Exact, or with more than ``MAX_JOINT_ACTIONS`` joint actions its upper bound.
+    return kl_to_product(p, q.logits)
 
-    The bound is the components' KL, weighted. Only the entropy needs the joint actions: the
-    logarithm of a product is a sum over agents, and its mean one over their marginals.
+
+def kl_to_product(p: IGCMixture, logits: torch.Tensor) -> torch.Tensor:
+    """Upper bound of ``KL(p || q)``, ``[*B]``, for a product ``q`` over agents.
+
+    Only ``p``'s entropy is a bound, see :meth:`IGCMixture.entropy`. The expected logarithm of a
+    product is exact: a sum over agents of expectations under ``p``'s marginals.
+
+    Args:
+        p (IGCMixture): the joint policy.
+        logits (Tensor): normalized log-probabilities of the agents, ``[*B, n_agents, n_actions]``.
     """
     weights = p.mixture_distribution.probs[..., None, None]
     marginals = (weights * p.logits.exp()).sum(-3)  # [*B, n, K]
-    return -p.entropy() - (marginals * q.logits).sum((-2, -1))
+    return -p.entropy() - (marginals * logits).sum((-2, -1))
+
+
+def _check_shapes(
+    logits: torch.Tensor, perturbation: torch.Tensor, component_logits: torch.Tensor
+) -> None:
+    n_components = component_logits.shape[-1] if component_logits.ndim else 0
+    if (
+        n_components == 0
+        or perturbation.shape != (*logits.shape[:-1], n_components, *logits.shape[-1:])
+        or component_logits.shape[:-1] != logits.shape[:-2]
+    ):
+        raise ValueError(
+            "IGCMixture: expected `perturbation` [*B, n_agents, n_components, n_actions] and "
+            "`component_logits` [*B, n_components] with at least one component for `logits` of "
+            f"shape {tuple(logits.shape)}, got {tuple(perturbation.shape)} and "
+            f"{tuple(component_logits.shape)}."
+        )

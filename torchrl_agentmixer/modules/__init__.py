@@ -1,9 +1,10 @@
-"""Plain networks: actors, Policy Modifier, critics, and those of the compared methods."""
+"""Networks: actors, the Policy Modifier, critics, and those of the compared methods."""
 
 from __future__ import annotations
 
 from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor, MultiAgentBody
-from torchrl_agentmixer.modules.coefficients import IGCCoefficients
+from torchrl_agentmixer.modules.central_actor import CentralActor
+from torchrl_agentmixer.modules.coefficients import IGCCoefficients, IGCSchedules
 from torchrl_agentmixer.modules.critics import (
     CentralCritic,
     DecentralizedCritic,
@@ -11,24 +12,30 @@ from torchrl_agentmixer.modules.critics import (
     value_module,
 )
 from torchrl_agentmixer.modules.latent import LatentMixer, LatentUtilities
-from torchrl_agentmixer.modules.mixer import AgentMixing, MixerBlock
-from torchrl_agentmixer.modules.policy_modifier import ModifierGroup, PolicyModifier
+from torchrl_agentmixer.modules.mixer import MixerBlock
+from torchrl_agentmixer.modules.policy_modifier import (
+    ContinuousModifierOptions,
+    DiscreteModifierOptions,
+    PolicyModifier,
+)
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 from torchrl_agentmixer.modules.transformer import ActionDecoder, ObservationEncoder
 
 __all__ = [
     "ActionDecoder",
-    "AgentMixing",
     "CategoricalActor",
+    "CentralActor",
     "CentralCritic",
+    "ContinuousModifierOptions",
     "DecentralizedCritic",
+    "DiscreteModifierOptions",
     "GaussianActor",
     "IGCCoefficients",
+    "IGCSchedules",
     "JointActionCritic",
     "LatentMixer",
     "LatentUtilities",
     "MixerBlock",
-    "ModifierGroup",
     "MultiAgentBody",
     "MultiAgentGRU",
     "ObservationEncoder",

@@ -141,7 +141,9 @@ class _Actor(nn.Module):
             self.memory = MultiAgentGRU(
                 n_agents, hidden[-1], memory_dim, share_params=share_params, device=device
             )
-            self.memory_norm = nn.LayerNorm(memory_dim, device=device)
+            self.memory_norm = MultiAgentBody(
+                n_agents, memory_dim, hidden=(), share_params=share_params, device=device
+            )
         self.head = MultiAgentBody(
             n_agents,
             self.features_dim,

@@ -1,60 +1,103 @@
-"""The IGC coefficients that training may anneal, as buffers written into the tensordict."""
+"""Coefficients of the discrete IGC distributions, annealed over training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
+
+_SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
+_ANNEALED = Schedule(3.0, 0.0, until=0.5)
+
+
+@dataclass(kw_only=True)
+class IGCSchedules:
+    r"""Coefficients of the discrete joint policy over training; each a number or a schedule.
+
+    The defaults correlate the team during the first half of training, end as the product of the
+    individual policies, and sharpen these in the second half.
+
+    Args:
+        temperature: :math:`\tau` of Eq. 12 of `arXiv 2401.08728
+            <https://arxiv.org/abs/2401.08728>`_, > 0.
+        strength: factor of the noise of Eq. 12; the paper has 1, and 0 is the individual policy.
+        consistency: in [0, 1]; the paper has 0, and 1 keeps the individual modes exactly.
+        modified_share: :math:`\beta` in [0, 1], the weight of the modified components in
+            :class:`~torchrl_agentmixer.distributions.IGCMixture`.
+    """
+
+    temperature: Scheduled = _SHARPENED
+    strength: Scheduled = _ANNEALED
+    consistency: Scheduled = 0.0
+    modified_share: Scheduled = 1.0
+
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedule of each coefficient by name."""
+        return {f.name: as_schedule(getattr(self, f.name)) for f in fields(IGCSchedules)}
 
 
 class IGCCoefficients(TensorDictModuleBase):
-    """Writes temperature, strength and consistency for :class:`IGCCategorical` to read.
+    """Write the coefficients that the discrete IGC distributions read.
 
-    They are buffers, changed in place by :meth:`set`: collectors, losses and compiled graphs that
-    hold the policy see the new values, and a rollout records those it was collected under.
+    The values are buffers. :meth:`set` and :meth:`anneal` change them in place, so that collectors,
+    losses and compiled graphs that hold the policy see the new values.
 
     Args:
-        groups (sequence of str): group names; each gets ``(group, name)`` entries of shape
-            ``[*B, n_agents, 1]``.
+        logits_keys (sequence of NestedKey): one entry ``[*B, n_agents, n_actions]`` per group.
+            Each coefficient is written next to it, with shape ``[*B, n_agents, 1]``.
 
     Keyword Args:
-        **coefficients (float): the names and their first values.
+        **schedules (float, Schedule or mapping): names of the coefficients, and their values over
+            training.
 
     Raises:
-        ValueError: in :meth:`set`, for a name that was not given at construction.
+        ValueError: in :meth:`set`, for an unknown name.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> agents = TensorDict({"logits": torch.zeros(4, 3, 5)}, [4, 3])
-        >>> write = IGCCoefficients(["agents"], strength=1.0)
-        >>> write.set(strength=0.25)
-        >>> write(TensorDict({"agents": agents}, [4]))["agents", "strength"].shape
-        torch.Size([4, 3, 1])
+        >>> write = IGCCoefficients([("agents", "logits")], strength=Schedule(1.0, 0.0))
+        >>> write.anneal(0.75)
+        >>> data = write(TensorDict({"agents": agents}, [4]))
+        >>> data["agents", "strength"].shape, data["agents", "strength"].unique().item()
+        (torch.Size([4, 3, 1]), 0.25)
     """
 
-    def __init__(self, groups: Sequence[str], **coefficients: float) -> None:
+    def __init__(self, logits_keys: Sequence[NestedKey], **schedules: Scheduled) -> None:
         super().__init__()
-        self.names = tuple(coefficients)
-        self.in_keys = [(group, "logits") for group in groups]
-        self.out_keys = [(group, name) for group in groups for name in self.names]
-        for name, value in coefficients.items():
-            self.register_buffer(name, torch.tensor(float(value)))
+        self.schedules = {name: as_schedule(value) for name, value in schedules.items()}
+        self.in_keys = list(logits_keys)
+        self.out_keys = [_sibling(key, name) for key in logits_keys for name in self.schedules]
+        for name, schedule in self.schedules.items():
+            self.register_buffer(name, torch.tensor(schedule(0.0)))
+
+    def anneal(self, progress: float) -> None:
+        """Set all coefficients to their values at the fraction ``progress`` of training."""
+        self.set(**{name: schedule(progress) for name, schedule in self.schedules.items()})
 
     def set(self, **coefficients: float) -> None:
-        """Change coefficients in place."""
+        """Set coefficients to numbers."""
         for name, value in coefficients.items():
-            if name not in self.names:
+            if name not in self.schedules:
                 raise ValueError(
-                    f"IGCCoefficients: expected one of {list(self.names)}, got {name!r}."
+                    f"IGCCoefficients: expected one of {list(self.schedules)}, got {name!r}."
                 )
             getattr(self, name).fill_(value)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        for group, logits_key in self.in_keys:
-            logits = tensordict.get((group, logits_key))
-            for name in self.names:
+        for key in self.in_keys:
+            logits = tensordict.get(key)
+            for name in self.schedules:
                 value = getattr(self, name).to(logits.dtype)
-                tensordict.set((group, name), value.expand(*logits.shape[:-1], 1).clone())
+                tensordict.set(_sibling(key, name), value.expand(*logits.shape[:-1], 1).clone())
         return tensordict
+
+
+def _sibling(key: NestedKey, name: str) -> NestedKey:
+    """The key of an entry in the same nested tensordict."""
+    return name if isinstance(key, str) else (*key[:-1], name)

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from torchrl_agentmixer.objectives.huber_ppo import DistributedValueNorm, HuberPPOLoss
+from torchrl_agentmixer.objectives.distillation import DistillationLoss, ExpertAdvantage
+from torchrl_agentmixer.objectives.happo import HAPPOLoss
+from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss
+from torchrl_agentmixer.objectives.maven import LatentPolicyLoss, MAVENLoss
 
-__all__ = ["DistributedValueNorm", "HuberPPOLoss"]
+__all__ = [
+    "DistillationLoss",
+    "ExpertAdvantage",
+    "HAPPOLoss",
+    "HuberPPOLoss",
+    "LatentPolicyLoss",
+    "MAVENLoss",
+]

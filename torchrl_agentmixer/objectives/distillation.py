@@ -1,28 +1,86 @@
-"""AIL."""
+"""Asymmetric distillation: the students' loss, and the expert's advantages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
+from torch.distributions import kl_divergence
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from torchrl_agentmixer import distributed
+from torchrl_agentmixer.objectives._stateful import StatefulLoss
 from torchrl_agentmixer.policies.behavior_mixture import EXPERT_LOG_PROB_KEY
 from torchrl_agentmixer.policies.product import LOG_PROB_KEY
 
 
-class ExpertAdvantage(TensorDictModuleBase):
-    r"""The expert's advantages and value targets from steps of the mixture, see :class:`AIL`.
+class DistillationLoss(StatefulLoss):
+    r"""Divergence of decentralized students from an expert, :math:`KL(\pi_\theta \| \pi_\phi)`.
 
-    Reads rewards, ends, states, ``"action_log_prob"`` and ``"expert_log_prob"`` of trajectories
-    ``[*B, T]``; writes ``"expert_weight"`` :math:`\rho`, ``"state_value"``, ``"value_target"`` and
-    ``"advantage"``, standardized over the batch and times :math:`\rho`, all ``[*B, T, 1]``.
+    Eq. 6 of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). The divergence is
+    exact, of the whole team, in nats. No gradient reaches the expert.
+
+    Reads what both policies read, ``[*B]``; writes ``"loss_distillation"``, the batch's mean. The
+    policies' own keys decide what is read; there is no key to set.
+
+    Args:
+        expert (ProbabilisticTensorDictSequential): joint policy on the state.
+        students (ProbabilisticTensorDictSequential): joint policy on the observations.
+
+    Examples:
+        >>> from torchrl_agentmixer.algorithms import AIL
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("grid/bridge_crossing", num_envs=4, seed=0)
+        >>> policy = AIL(env, total_frames=100).policy
+        >>> loss = DistillationLoss(policy.expert, policy.students)
+        >>> loss(env.reset())["loss_distillation"].shape
+        torch.Size([])
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """No keys."""
+
+    def __init__(
+        self,
+        expert: ProbabilisticTensorDictSequential,
+        students: ProbabilisticTensorDictSequential,
+    ) -> None:
+        super().__init__()
+        self.expert, self.students = expert, students
+        self.in_keys = list(dict.fromkeys([*expert.in_keys, *students.in_keys]))
+        self.out_keys = ["loss_distillation"]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with torch.no_grad():
+            expert = self.expert.get_dist(tensordict.copy())
+        divergence = kl_divergence(expert, self.students.get_dist(tensordict.copy()))  # [*B]
+        return TensorDict({"loss_distillation": divergence.mean()})
+
+
+class ExpertAdvantage(TensorDictModuleBase):
+    r"""Advantages and value targets of an expert, from steps of a mixture with its students.
+
+    Every step has the weight :math:`\rho = \min(1, \bar\pi_\theta(a|s) / \pi_\beta(a|s))`, with the
+    mixture's exact joint probability in the denominator. It weights the advantage, and cuts the
+    traces of GAE and of the value targets, as in V-trace (`arXiv 1802.01561
+    <https://arxiv.org/abs/1802.01561>`_) with lambda:
+
+    .. math:: A_t = \delta_t + \gamma \lambda \rho_{t+1} A_{t+1}, \qquad
+              v_t = V(s_t) + \rho_t A_t.
+
+    Reads rewards, done flags, states, ``"action_log_prob"`` and ``"expert_log_prob"`` of
+    trajectories ``[*B, T]``; writes ``"expert_weight"`` :math:`\rho`, ``"state_value"``,
+    ``"value_target"`` and ``"advantage"``, standardized over the batch and times :math:`\rho`, all
+    ``[*B, T, 1]``.
 
     Args:
         critic (TensorDictModuleBase): maps the state to ``"state_value"``.
         gamma (float): discount factor.
         lmbda (float): lambda of GAE.
+        standardize (callable): maps advantages to mean 0 and standard deviation 1.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import AIL
@@ -34,9 +92,16 @@ class ExpertAdvantage(TensorDictModuleBase):
         torch.Size([4, 5, 1])
     """
 
-    def __init__(self, critic: TensorDictModuleBase, gamma: float, lmbda: float) -> None:
+    def __init__(
+        self,
+        critic: TensorDictModuleBase,
+        gamma: float,
+        lmbda: float,
+        standardize: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         super().__init__()
         self.critic, self.gamma, self.lmbda = critic, gamma, lmbda
+        self.standardize = standardize
         self.in_keys = [*critic.in_keys, LOG_PROB_KEY, EXPERT_LOG_PROB_KEY]
         self.out_keys = ["expert_weight", "state_value", "value_target", "advantage"]
 
@@ -49,7 +114,7 @@ class ExpertAdvantage(TensorDictModuleBase):
         )
         log_weight = tensordict[EXPERT_LOG_PROB_KEY] - tensordict[LOG_PROB_KEY]
         weight = log_weight.exp().clamp(max=1.0).unsqueeze(-1)  # [*B, T, 1]
-        # Of the step after; the last one's is read nowhere, for no step follows it.
+        # The weight of the next step. The last entry is not read: no step follows.
         next_weight = torch.cat([weight[..., 1:, :], weight[..., -1:, :]], -2)
         advantage, _ = generalized_advantage_estimate(
             self.gamma,
@@ -63,5 +128,5 @@ class ExpertAdvantage(TensorDictModuleBase):
         tensordict["expert_weight"] = weight
         tensordict["state_value"] = value
         tensordict["value_target"] = value + weight * advantage
-        tensordict["advantage"] = weight * distributed.standardized(advantage)
+        tensordict["advantage"] = weight * self.standardize(advantage)
         return tensordict

@@ -1,29 +1,26 @@
-"""The PPO loss of MAPPO, and the normalizer of its value targets."""
+"""The PPO loss of MAPPO."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.modules import PopArtValueNorm
 from torchrl.objectives.multiagent import MAPPOLoss
-
-from torchrl_agentmixer import distributed
 
 
 class HuberPPOLoss(MAPPOLoss):
-    r"""TorchRL's ``MAPPOLoss`` with MAPPO's Huber value loss, whose threshold is not 1.
+    r"""TorchRL's ``MAPPOLoss`` with MAPPO's Huber value loss and its threshold.
 
     The value loss of MAPPO (`arXiv 2103.01955 <https://arxiv.org/abs/2103.01955>`_) is quadratic up
-    to an error of ``huber_delta`` and linear beyond. TorchRL's ``smooth_l1`` has its corner at 1:
-    with prediction and target divided by ``huber_delta`` on the way in, and the loss multiplied by
-    its square on the way out, the corner is at ``huber_delta``, and value clipping stays in
-    normalized units. Under ``torchrun`` advantages are standardized over the batches of all ranks.
+    to an error of ``huber_delta`` and linear beyond. The threshold of TorchRL's ``smooth_l1`` is 1:
+    here prediction and target are divided by ``huber_delta``, and the loss is multiplied by its
+    square. Value clipping stays in normalized units.
 
-    Layout, keys and :meth:`set_keys` are those of ``MAPPOLoss``; so is everything else. It takes a
-    ratio for each agent, with an advantage ``[*B, n_agents, 1]``, and one for the team, with
-    ``[*B, 1]``; for the latter pass ``normalize_advantage_exclude_dims=()``.
+    Layout, keys and :meth:`set_keys` are those of ``MAPPOLoss``. It takes one ratio per agent with
+    an advantage ``[*B, n_agents, 1]``, and one ratio per team with ``[*B, 1]``; for the latter pass
+    ``normalize_advantage_exclude_dims=()``.
 
     Args:
         *args: as ``MAPPOLoss``: the actor and the critic.
@@ -32,6 +29,8 @@ class HuberPPOLoss(MAPPOLoss):
         huber_delta (float): the threshold, in normalized units; MAPPO's is 10.
         clip_value (float): value clipping range, in normalized units.
         critic_coeff (float): weight of the value loss.
+        standardize (callable, optional): ``standardize(advantage, exclude_dims=...)`` in place of
+            TorchRL's, such as one over the batches of several processes.
         **kwargs: as ``MAPPOLoss``.
 
     Raises:
@@ -66,6 +65,7 @@ class HuberPPOLoss(MAPPOLoss):
         huber_delta: float = 10.0,
         clip_value: float = 0.2,
         critic_coeff: float = 1.0,
+        standardize: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         if huber_delta <= 0:
@@ -78,6 +78,7 @@ class HuberPPOLoss(MAPPOLoss):
             **kwargs,
         )
         self.huber_delta = huber_delta
+        self.standardize = standardize
 
     def _critic_loss_inputs(
         self,
@@ -93,30 +94,6 @@ class HuberPPOLoss(MAPPOLoss):
     def _standardize_advantage(
         self, advantage: torch.Tensor, tensordict: TensorDictBase
     ) -> torch.Tensor:
-        if distributed.world_size() == 1:
+        if self.standardize is None:
             return super()._standardize_advantage(advantage, tensordict)
-        return distributed.standardized(
-            advantage, exclude_dims=self.normalize_advantage_exclude_dims
-        )
-
-
-class DistributedValueNorm(PopArtValueNorm):
-    """TorchRL's ``PopArtValueNorm`` on the value targets of all ranks.
-
-    Moments are linear in the batch: the means over ranks are those of the joined batch.
-
-    Args:
-        **kwargs: as ``PopArtValueNorm``.
-
-    Examples:
-        >>> norm = DistributedValueNorm(shape=1)
-        >>> norm.update(torch.tensor([[1.0], [3.0]]))
-        >>> round(norm.normalize(torch.tensor([3.0])).item(), 3)
-        1.0
-    """
-
-    @torch.no_grad()
-    def update(self, value_target: torch.Tensor) -> None:
-        """Fold value targets ``[*B, 1]`` in."""
-        super().update(value_target)
-        distributed.average_([self.running_mean, self.running_mean_sq])
+        return self.standardize(advantage, exclude_dims=self.normalize_advantage_exclude_dims)

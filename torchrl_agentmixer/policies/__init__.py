@@ -13,6 +13,7 @@ from torchrl_agentmixer.policies.consistency import (
 from torchrl_agentmixer.policies.latent import LatentPolicy
 from torchrl_agentmixer.policies.product import (
     RecurrentActor,
+    Sampled,
     actor_module,
     mode_policy,
     product_policy,
@@ -26,6 +27,7 @@ __all__ = [
     "InTurnPolicy",
     "LatentPolicy",
     "RecurrentActor",
+    "Sampled",
     "TransformerPolicy",
     "actor_module",
     "consistency_metrics",

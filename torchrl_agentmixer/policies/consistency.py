@@ -6,8 +6,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.distributions import Distribution, kl_divergence
 
-from torchrl_agentmixer.distributions import GroupedDistribution, IGCTanhNormal
-from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.distributions import GroupedDistribution, GroupedMixture, IGCTanhNormal
+from torchrl_agentmixer.policies.agent_mixer import AgentMixerPolicy
 
 
 def mode_agreement(
@@ -43,11 +43,13 @@ def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> Tenso
 
     Args:
         policy (AgentMixerPolicy): the joint policy.
-        data (TensorDictBase): states, observations and, if used, correlation seeds, ``[*B]``.
+        data (TensorDictBase): states and observations, ``[*B]``.
 
     Returns:
-        TensorDict: ``mode_agreement`` (share of agents), ``team_mode_agreement`` (share of teams)
-        and ``divergence`` (nats for the whole team; an exact KL), as scalars.
+        TensorDict: scalars: ``mode_agreement`` (fraction of agents), ``team_mode_agreement``
+        (fraction of teams) and, where all actions are discrete, ``divergence`` (nats per team; an
+        upper bound for a mixture). The individual scales of continuous actions are not trained, and
+        a divergence from them has no meaning.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -59,13 +61,10 @@ def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> Tenso
     joint = policy.get_dist(data.copy())
     product = policy.decentralized(deterministic=False).get_dist(data.copy())
     agents, teams = mode_agreement(_modes(joint), _modes(product))
-    return TensorDict(
-        {
-            "mode_agreement": agents,
-            "team_mode_agreement": teams,
-            "divergence": team_divergence(joint, product, data.ndim).mean(),
-        }
-    )
+    metrics = TensorDict({"mode_agreement": agents, "team_mode_agreement": teams})
+    if all(group.discrete for group in policy.groups):
+        metrics["divergence"] = team_divergence(joint, product, data.ndim).mean()
+    return metrics
 
 
 def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.Tensor:
@@ -92,7 +91,9 @@ def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.
 
 
 def _modes(dist: Distribution) -> tuple[torch.Tensor, ...]:
-    """The mode; of squashed Gaussians the point they execute, since their density's is no IGC."""
+    """The mode of each group; for squashed Gaussians, the point that is executed."""
+    if isinstance(dist, GroupedMixture):
+        return dist.mode
     groups = dist.distributions.values() if isinstance(dist, GroupedDistribution) else [dist]
     return tuple(
         group.deterministic_sample if isinstance(group, IGCTanhNormal) else group.mode

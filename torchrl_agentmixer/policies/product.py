@@ -19,10 +19,12 @@ from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
 from torchrl_agentmixer.distributions import (
     GroupedDistributionBuilder,
+    GroupedMixtureBuilder,
     IGCCategorical,
     IGCNormal,
     IGCTanhNormal,
@@ -189,6 +191,29 @@ def mode_policy(
     return TensorDictSequential(*actors, *modules)
 
 
+class Sampled(TensorDictModuleBase):
+    """A policy that samples, also where TorchRL's exploration type is deterministic.
+
+    Args:
+        policy (TensorDictModuleBase): what acts; parameters are shared.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> sampled = Sampled(product_policy([group], [actor_module(group)]))
+        >>> sampled.in_keys
+        [('agents', 'observation')]
+    """
+
+    def __init__(self, policy: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with set_exploration_type(ExplorationType.RANDOM):
+            return self.policy(tensordict)
+
+
 class Mode(nn.Module):
     """The modes of a group's individual policies, from ``logits`` (and a mask) or ``loc``."""
 
@@ -233,10 +258,18 @@ def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> di
     return bounds
 
 
+def freeze_scales(actors: Sequence[TensorDictModuleBase]) -> None:
+    """Exclude the scales of Gaussian actors from training, where another scale replaces them."""
+    for actor in actors:
+        for module in actor.modules():
+            if isinstance(module, GaussianActor):
+                module.scale_param.requires_grad_(False)
+
+
 def probabilistic_module(
     groups: Sequence[AgentGroup],
     in_keys: dict[str, NestedKey],
-    builder: GroupedDistributionBuilder,
+    builder: GroupedDistributionBuilder | GroupedMixtureBuilder,
     log_prob_key: NestedKey,
 ) -> ProbabilisticTensorDictModule:
     """The module that samples all groups' actions and writes one log-probability."""

@@ -33,6 +33,7 @@ class TransformerPolicy(InTurnPolicy):
 
     Examples:
         >>> from tensordict import TensorDict
+        >>> from torchrl_agentmixer.modules import ObservationEncoder
         >>> group = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=2, discrete=True)
         >>> policy = TransformerPolicy.build(group, ObservationEncoder(3, 4, width=16), width=16)
         >>> data = policy(TensorDict({"agents": {"observation": torch.randn(5, 3, 4)}}, [5]))

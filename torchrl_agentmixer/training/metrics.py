@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
-from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
+from torchrl_agentmixer.training.evaluation import evaluate
 from torchrl_agentmixer.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -56,31 +55,18 @@ def evaluation_metrics(
     if "battle_won" in eval_env.observation_spec.keys():  # noqa: SIM118
         names.append("win_rate")
     if not evaluating:
-        return {
-            f"{prefix}_{name}": None
-            for prefix in ("eval", "eval_joint", "eval_individual")
-            for name in names
-        }
-
-    def run_episodes(policy: TensorDictModuleBase, deterministic: bool = True) -> Evaluation:
-        return evaluate(
-            policy,
-            eval_env,
-            max_steps=config.eval_steps,
-            seed=config.eval_seed,
-            deterministic=deterministic,
-        )
+        return {f"{p}_{name}": None for p in algorithm.evaluated_policies for name in names}
 
     def scores() -> dict[str, float | None]:
-        decentralized = joint = run_episodes(algorithm.execution_policy)
-        run.log_episodes(frames, decentralized)
-        if algorithm.policy is not algorithm.individual_policy:  # else their modes are the same
-            joint = run_episodes(algorithm.policy)
-        return {
-            **decentralized.metrics("eval"),
-            **joint.metrics("eval_joint"),
-            **run_episodes(algorithm.individual_policy, False).metrics("eval_individual"),
-        }
+        row: dict[str, float | None] = {}
+        for prefix, policy in algorithm.evaluated_policies.items():
+            evaluation = evaluate(
+                policy, eval_env, max_steps=config.eval_steps, seed=config.eval_seed
+            )
+            if prefix == "eval":
+                run.log_episodes(frames, evaluation)
+            row |= evaluation.metrics(prefix)
+        return row
 
     return distributed.from_first(scores)
 

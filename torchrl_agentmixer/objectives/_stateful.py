@@ -1,0 +1,18 @@
+"""Losses on modules that keep their parameters."""
+
+from __future__ import annotations
+
+from tensordict import NestedKey
+from torchrl.objectives import LossModule
+
+
+class StatefulLoss(LossModule):
+    """A ``LossModule`` that takes no parameters out of its modules and has no value estimator."""
+
+    @property
+    def functional(self) -> bool:
+        """Parameters stay in the modules."""
+        return False
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        """No value estimator."""

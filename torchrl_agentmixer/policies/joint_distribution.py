@@ -1,0 +1,77 @@
+"""The coefficients and the IGC distribution of AgentMixer's joint policy, wired by keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tensordict.nn import ProbabilisticTensorDictModule
+from tensordict.utils import NestedKey
+
+from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.distributions import GroupedDistributionBuilder, GroupedMixtureBuilder
+from torchrl_agentmixer.groups import AgentGroup
+from torchrl_agentmixer.modules import IGCCoefficients, IGCSchedules, PolicyModifier
+from torchrl_agentmixer.policies.product import (
+    LOG_PROB_KEY,
+    ContinuousDistribution,
+    action_bounds,
+    distribution_class,
+    probabilistic_module,
+)
+
+
+def make_coefficients(
+    groups: Sequence[AgentGroup], modifier: PolicyModifier, schedules: Mapping[str, Any]
+) -> IGCCoefficients | None:
+    """The module that writes the coefficients; ``None`` without discrete actions."""
+    known = [field.name for field in fields(IGCSchedules)]
+    for name in schedules:
+        if name not in known:
+            raise ValueError(unknown_name("option of AgentMixerPolicy", name, known))
+    discrete = [group for group in groups if group.discrete]
+    if schedules and not discrete:
+        raise ValueError(
+            f"AgentMixerPolicy: expected no schedules for continuous actions, got "
+            f"{sorted(schedules)}: they change the joint policy of discrete actions."
+        )
+    if not discrete:
+        return None
+    values = IGCSchedules(**schedules).schedules()
+    if not modifier.num_components:
+        del values["modified_share"]
+    return IGCCoefficients([group.key("logits") for group in discrete], **values)
+
+
+def make_joint_module(
+    groups: Sequence[AgentGroup],
+    modifier: PolicyModifier,
+    coefficients: IGCCoefficients | None,
+    distribution: ContinuousDistribution,
+    joint: bool,
+    validate_args: bool | None,
+) -> ProbabilisticTensorDictModule:
+    """The module that samples joint actions from what actors and Modifier wrote."""
+    in_keys: dict[str, NestedKey] = {}
+    kwargs: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        if group.discrete and coefficients is not None:
+            leaves = ["logits", *coefficients.schedules]
+            keys = {leaf: group.key(leaf) for leaf in leaves}
+            keys["perturbation"] = modifier.key(group, "perturbation")
+            keys |= {"mask": group.key("action_mask")} if group.masked else {}
+        else:
+            keys = {"loc": group.key("loc"), "scale": modifier.key(group, "joint_scale")}
+        in_keys |= {f"{group.name}.{name}": key for name, key in keys.items()}
+        bounds = action_bounds(group, distribution)
+        kwargs[group.name] = {"joint": joint, "validate_args": validate_args} | bounds
+    builder: GroupedMixtureBuilder | GroupedDistributionBuilder
+    if modifier.num_components:
+        in_keys["component_logits"] = modifier.tensor_keys.component_logits
+        builder = GroupedMixtureBuilder([group.name for group in groups], validate_args)
+    else:
+        classes = {group.name: distribution_class(group, distribution) for group in groups}
+        builder = GroupedDistributionBuilder(classes, kwargs)
+    log_prob_key = LOG_PROB_KEY if joint else groups[0].key(LOG_PROB_KEY)
+    return probabilistic_module(groups, in_keys, builder, log_prob_key)
