@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.distributions import Categorical, Normal
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
@@ -87,7 +85,9 @@ class TestStudentsLoss:
         expected = kl_by_hand(expert, student)
         assert expected.min() >= 0
         assert expected.max() > 0.01
-        torch.testing.assert_close(algorithm.divergence(data), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            algorithm.distillation.divergence(data), expected, rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(
             algorithm.auxiliary_loss(data), expected.mean(), rtol=1e-4, atol=1e-5
         )
@@ -103,7 +103,9 @@ class TestStudentsLoss:
         )
         p, q = (dist.log_prob(joint).exp() for dist in dists)
         assert p.sum().item() == pytest.approx(1.0, abs=1e-6)
-        torch.testing.assert_close(algorithm.divergence(data), (p * (p / q).log()).sum()[None])
+        torch.testing.assert_close(
+            algorithm.distillation.divergence(data), (p * (p / q).log()).sum()[None]
+        )
 
     def test_no_gradient_reaches_the_expert(self, env):
         algorithm = sharpen(ail(env), 0.3)
@@ -350,7 +352,7 @@ class TestLearning:
                 by_hand(policy, data)
                 for policy in (algorithm.policy.expert, algorithm.policy.students)
             )
-            divergence = algorithm.divergence(data)
+            divergence = algorithm.distillation.divergence(data)
         expected = kl_by_hand(expert, student)
         torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-4)
 
@@ -389,12 +391,3 @@ class TestRefusals:
         env = make_env("matrix/climbing", num_envs=2)
         with pytest.raises(ValueError, match=r"hyperparameter of ail 'beta'.*expert_share"):
             make_algorithm("ail", env, 100, {"beta": 0.5})
-
-
-def test_its_configuration_file_names_every_option():
-    path = Path(__file__).parents[2] / "examples/conf/algorithm/ail.yaml"
-    options = yaml.safe_load(path.read_text())
-    assert options.pop("name") == "ail"
-    config = AILConfig(**options)
-    assert options.keys() == vars(AILConfig()).keys()
-    assert config.expert_share == AILConfig().expert_share

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensordict import TensorDict
 from torch.distributions import Categorical
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_agentmixer.algorithms import MAVENConfig, Schedule, make_algorithm
+from torchrl_agentmixer.algorithms import MAVENConfig, make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, RecallEnv, climbing, make_env, with_memory
 from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
 from torchrl_agentmixer.training import evaluate
 
-ROOT = Path(__file__).parents[2]
 FEW = {"epochs": 1, "num_minibatches": 2}
 
 
@@ -157,7 +154,7 @@ class TestExploration:
         env = MatrixGameEnv(torch.randn(2, 4), num_envs=50, seed=0)
         algorithm = maven(env, epsilon=0.0)
         with torch.no_grad():  # an illegal action of agent 0 looks best
-            head = algorithm.utilities.module.body
+            head = algorithm.policy.utilities.module.body
             bias = next(p for p in head.parameters() if p.shape[-1] == 8 * 4 and p.ndim == 2)
             bias.unflatten(-1, (8, 4))[0, :, 3] += 100.0
             bias.unflatten(-1, (8, 4))[0, :, 1] += 50.0
@@ -200,9 +197,9 @@ class TestTarget:
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.randn(2, 3), num_envs=2, seed=0)
         algorithm = maven(env, gamma=0.9, num_latents=4)
-        spread(algorithm.utilities)
+        spread(algorithm.policy.utilities)
         spread(algorithm.mixer, 0.5)
-        for name, parameter in algorithm.loss.named_buffers():
+        for name, parameter in algorithm.loss.td.named_buffers():
             if name.startswith("target_") or "target" in name:
                 parameter.data.normal_(std=0.5)
 
@@ -223,16 +220,16 @@ class TestTarget:
         return algorithm, data
 
     def value(self, params, algorithm, data, action):
-        utilities, mixer = (algorithm.utilities.module, algorithm.mixer.module)
+        utilities, mixer = (algorithm.policy.utilities.module, algorithm.mixer.module)
         latent = data["latent"]
-        with params[0].to_module(algorithm.utilities), params[1].to_module(algorithm.mixer):
+        with params[0].to_module(algorithm.policy.utilities), params[1].to_module(algorithm.mixer):
             values = utilities(data["agents", "observation"], latent)
             if action is None:
                 action = values.masked_fill(~data["agents", "action_mask"], -1e9).argmax(-1)
             return mixer(values.gather(-1, action.unsqueeze(-1)), data["state"], latent)
 
     def parameters(self, algorithm, prefix=""):
-        loss = algorithm.loss
+        loss = algorithm.loss.td
         local = getattr(loss, f"{prefix}local_value_network_params")["module", "0"]
         return local.data, getattr(loss, f"{prefix}mixer_network_params").data
 
@@ -244,32 +241,32 @@ class TestTarget:
         going_on = (~data["next", "terminated"]).float()
         target = data["next", "reward"] + 0.9 * going_on * after
         expected = (now - target).square().mean()
-        torch.testing.assert_close(algorithm.loss(data.clone())["loss"], expected)
+        torch.testing.assert_close(algorithm.loss.td(data.clone())["loss"], expected)
 
     def test_no_future_after_an_end_and_one_after_a_time_limit(self):
         algorithm, data = self.transitions()
         changed = data.clone()
         changed["next", "state"] += 1.0
         for index, differs in ((slice(0, 2), False), (slice(2, 4), True), (slice(4, 6), True)):
-            before, after = (algorithm.loss(d[index].clone())["loss"] for d in (data, changed))
+            before, after = (algorithm.loss.td(d[index].clone())["loss"] for d in (data, changed))
             assert (before != after) == differs
 
     def test_illegal_actions_do_not_enter_the_maximum(self):
         algorithm, data = self.transitions()
         data["next", "terminated"].fill_(False)
         mask = data["next", "agents", "action_mask"]
-        before = algorithm.loss(data.clone())["loss"]
+        before = algorithm.loss.td(data.clone())["loss"]
         mask.fill_(True)
-        assert algorithm.loss(data.clone())["loss"] != before
+        assert algorithm.loss.td(data.clone())["loss"] != before
 
     def test_targets_follow_at_their_rate(self):
         torch.manual_seed(0)
         env = MatrixGameEnv(climbing(), num_envs=8, seed=0)
         algorithm = maven(env, target_rate=0.25, num_minibatches=1, lr=0.1)
-        old = [x.clone() for x in algorithm.loss.target_mixer_network_params.values(True, True)]
+        old = [x.clone() for x in algorithm.loss.td.target_mixer_network_params.values(True, True)]
         algorithm.update(collect(env, algorithm.policy, 1))
-        new = algorithm.loss.mixer_network_params.values(True, True)
-        target = algorithm.loss.target_mixer_network_params.values(True, True)
+        new = algorithm.loss.td.mixer_network_params.values(True, True)
+        target = algorithm.loss.td.target_mixer_network_params.values(True, True)
         for start, end, follows in zip(old, new, target, strict=True):
             assert (start != end).any()
             torch.testing.assert_close(follows.data, start + 0.25 * (end.data - start))
@@ -287,9 +284,9 @@ class TestInformation:
             utilities[:, 1] += 5 * torch.eye(3)[latent.squeeze(-1)]
         data = TensorDict({"state": torch.ones(3000, 1), "latent": latent}, [3000])
         data["agents", "action_value"] = utilities
-        adam = torch.optim.Adam(algorithm.discriminator.parameters(), lr=1e-2)
+        adam = torch.optim.Adam(algorithm.loss.discriminator.parameters(), lr=1e-2)
         for _ in range(steps):
-            loss, information = algorithm.information(data)
+            loss, information = algorithm.loss.information(data)
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -308,7 +305,7 @@ class TestInformation:
         env = MatrixGameEnv(torch.zeros(3, 3), num_envs=100, seed=0)
         algorithm = maven(env, information_coeff=coeff, num_latents=3, epochs=5, lr=1e-2)
         with torch.no_grad():  # no behavior of its own
-            for parameter in algorithm.utilities.parameters():
+            for parameter in algorithm.policy.utilities.parameters():
                 if parameter.shape[-1] == 9 or parameter.shape[-2:-1] == (9,):
                     parameter.zero_()
         for _ in range(10):
@@ -323,11 +320,11 @@ class TestInformation:
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.randn(2, 3), num_envs=4, seed=0)
         algorithm = maven(env)
-        spread(algorithm.discriminator)
+        spread(algorithm.loss.discriminator)
         data = algorithm.policy(with_memory(env, algorithm.policy).reset())
-        before, _ = algorithm.information(data)
+        before, _ = algorithm.loss.information(data)
         data["agents", "action_value"][:, 0, 2] += 7.0  # agent 0 has two actions
-        after, _ = algorithm.information(data)
+        after, _ = algorithm.loss.information(data)
         torch.testing.assert_close(after, before)
 
 
@@ -348,7 +345,7 @@ class TestHierarchicalPolicy:
             assert torch.equal(episodes["latent"], data["latent"][:, first])
             logits = algorithm.policy.latent_logits(episodes["state"])
             expected = Categorical(logits=logits).log_prob(episodes["latent"].squeeze(-1))
-            torch.testing.assert_close(episodes["log_prob"], expected)
+            torch.testing.assert_close(episodes["latent_log_prob"], expected)
 
     def improve(self, returns, **config):
         torch.manual_seed(0)
@@ -357,7 +354,7 @@ class TestHierarchicalPolicy:
         latent = torch.arange(3).repeat(100).unsqueeze(-1)
         episodes = TensorDict({"state": torch.ones(300, 1), "latent": latent}, [300])
         episodes["return"] = torch.tensor(returns)[latent.squeeze(-1)]
-        episodes["log_prob"] = torch.full((300,), -math.log(3))
+        episodes["latent_log_prob"] = torch.full((300,), -math.log(3))
         algorithm._learn_latent(episodes)
         return algorithm.policy.latent_logits(torch.ones(1, 1)).softmax(-1)[0].tolist()
 
@@ -410,19 +407,21 @@ def test_checkpoint_goes_on_where_the_buffer_is_full():
 
 
 class TestErrors:
-    def test_continuous_actions(self):
-        env = make_env("vmas/predator_prey", num_envs=2)
-        with pytest.raises(ValueError, match=r"discrete actions, got continuous.*'agents'.*mappo"):
+    @pytest.mark.parametrize(
+        ("name", "options", "message"),
+        [
+            ("vmas/predator_prey", {}, "discrete actions, got continuous ones of group 'agents'"),
+            (
+                "vmas/simple_tag",
+                {"continuous_actions": False},
+                r"one group of agents, got \['adversary', 'agent'\]",
+            ),
+        ],
+    )
+    def test_environments_that_are_not_supported(self, name, options, message):
+        env = make_env(name, num_envs=2, **options)
+        with pytest.raises(ValueError, match=message):
             make_algorithm("maven", env, 100)
-
-    def test_several_groups(self):
-        env = make_env("vmas/simple_tag", num_envs=2, continuous_actions=False)
-        with pytest.raises(ValueError, match=r"one group.*\['adversary', 'agent'\].*mappo"):
-            make_algorithm("maven", env, 100)
-
-    def test_memory(self):
-        with pytest.raises(ValueError, match=r"`memory_dim` 0, got 8.*mappo"):
-            MAVENConfig(memory_dim=8)
 
     @pytest.mark.parametrize(
         "wrong",
@@ -452,11 +451,3 @@ class TestErrors:
         for state in (other.checkpoint_state(), maven(grid(), num_latents=3).checkpoint_state()):
             with pytest.raises(ValueError, match="MAVEN: expected the state of the same method"):
                 algorithm.load_checkpoint_state(state)
-
-
-def test_yaml_has_the_defaults():
-    written = yaml.safe_load((ROOT / "examples/conf/algorithm/maven.yaml").read_text())
-    assert written.pop("name") == "maven"
-    assert MAVENConfig(**written) == MAVENConfig()
-    assert written.keys() == vars(MAVENConfig()).keys()
-    assert MAVENConfig().epsilon == Schedule(0.3, 0.05, until=0.5)

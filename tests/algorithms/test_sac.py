@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.nn.functional import softplus
 from torchrl.data import Bounded
 
@@ -102,7 +100,8 @@ class TestLosses:
         value = critics_by_hand(algorithm, data, action, target=False).amin(0)
         expected = (0.3 * log_prob - value).mean()
         torch.testing.assert_close(loss, expected)
-        ours, theirs = (gradients(x, module.parameters()) for x in (loss, expected))
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        ours, theirs = (gradients(x, trained) for x in (loss, expected))
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
         assert sum(grad.abs().sum() for grad in ours) > 1e-2
 
@@ -182,8 +181,8 @@ class TestLearning:
         env = SumEnv(5)
         algorithm = sac(env, gradient_steps=7, batch_size=3)
         sizes = []
-        step = algorithm._gradient_step
-        algorithm._gradient_step = lambda data: sizes.append(data.shape) or step(data)
+        step = algorithm._sac_step
+        algorithm._sac_step = lambda data: sizes.append(data.shape) or step(data)
         algorithm.update(collect(env, algorithm, 1))
         assert sizes == [(3,)] * 7
 
@@ -203,7 +202,9 @@ class TestLearning:
 class TestRefusals:
     def test_discrete_actions(self):
         env = make_env("matrix/climbing", num_envs=2)
-        with pytest.raises(ValueError, match=r"expected continuous actions.*DiscreteSACLoss"):
+        with pytest.raises(
+            ValueError, match="expected continuous actions, got discrete ones of group 'agents'"
+        ):
             make_algorithm("agent_mixer_sac", env, 100)
 
     def test_several_groups(self):
@@ -220,7 +221,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("option", "words"),
         [
-            ({"memory_dim": 8}, "`memory_dim` 0, got 8"),
             ({"gradient_steps": 0}, "`gradient_steps` >= 1"),
             ({"batch_size": 0}, "`batch_size` >= 1"),
             ({"replay_size": 0}, "`replay_size` >= 1"),
@@ -239,11 +239,3 @@ class TestRefusals:
         state = sac(env, critic_hidden=(8,)).checkpoint_state()
         with pytest.raises(ValueError, match="AgentMixerSAC: expected the state of the same"):
             sac(env).load_checkpoint_state(state)
-
-
-def test_its_configuration_file_is_the_default():
-    path = Path(__file__).parents[2] / "examples/conf/algorithm/agent_mixer_sac.yaml"
-    options = yaml.safe_load(path.read_text())
-    assert options.pop("name") == "agent_mixer_sac"
-    assert options.keys() == vars(AgentMixerSACConfig()).keys()
-    assert AgentMixerSACConfig(**options) == AgentMixerSACConfig()

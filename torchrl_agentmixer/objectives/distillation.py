@@ -54,10 +54,13 @@ class DistillationLoss(StatefulLoss):
         self.out_keys = ["loss_distillation"]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return TensorDict({"loss_distillation": self.divergence(tensordict).mean()})
+
+    def divergence(self, tensordict: TensorDictBase) -> torch.Tensor:
+        """The divergence per state, ``[*B]``."""
         with torch.no_grad():
             expert = self.expert.get_dist(tensordict.copy())
-        divergence = kl_divergence(expert, self.students.get_dist(tensordict.copy()))  # [*B]
-        return TensorDict({"loss_distillation": divergence.mean()})
+        return kl_divergence(expert, self.students.get_dist(tensordict.copy()))
 
 
 class ExpertAdvantage(TensorDictModuleBase):

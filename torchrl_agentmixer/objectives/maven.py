@@ -82,17 +82,21 @@ class MAVENLoss(StatefulLoss):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         loss_td = self.td(tensordict)["loss"]
+        loss, information = self.information(self.utilities(tensordict.copy()))
+        return TensorDict(
+            {"loss_td": loss_td, "loss_discriminator": loss, "information": information}
+        )
+
+    def information(self, tensordict: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
+        """The discriminator's loss and the information on z, of the utilities in ``tensordict``."""
         latent = tensordict.get(self.tensor_keys.latent).squeeze(-1)
-        utilities = self.utilities(tensordict.copy()).get(self.group.key("action_value"))
+        utilities = tensordict.get(self.group.key("action_value"))
         utilities = masked(utilities, tensordict, self._mask_key)
         behavior = (utilities / self.temperature).softmax(-1).flatten(-2)  # [N, n * K]
         state = tensordict.get(self.tensor_keys.state)
         loss = cross_entropy(self.discriminator(torch.cat([state, behavior], -1)), latent)
         share = one_hot(latent, self.num_latents).to(loss.dtype).mean(0)
-        information = Categorical(probs=share).entropy() - loss.detach()
-        return TensorDict(
-            {"loss_td": loss_td, "loss_discriminator": loss, "information": information}
-        )
+        return loss, Categorical(probs=share).entropy() - loss.detach()
 
     def _qmix(self, utilities: TensorDictModule, mixer: TensorDictModule, gamma: float) -> Any:
         """TorchRL's QMIX loss; utilities are maximized among allowed actions."""

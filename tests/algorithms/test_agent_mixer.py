@@ -1,0 +1,183 @@
+"""AgentMixer's recipes: schedules, learning rates, ratios, and how far modes are apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrl_agentmixer.algorithms import (
+    AgentMixerConfig,
+    ContinuousAgentMixerConfig,
+    PPOConfig,
+    make_algorithm,
+)
+from torchrl_agentmixer.envs import MatrixGameEnv, make_env
+
+ONE_STEP = {"epochs": 1, "num_minibatches": 1}
+EQ_12 = {"num_components": 0, "temperature": 1.0, **ONE_STEP}
+MIXTURE = {"num_components": 3, "temperature": 1.0, **ONE_STEP}
+FALLING = {"start": 1.0, "end": 0.0, "until": 0.5}
+
+
+def collect(env, policy, steps=8):
+    return env.rollout(steps, policy, break_when_any_done=False).detach()
+
+
+def test_modifier_and_actors_have_their_learning_rates():
+    env = make_env("grid/predator_prey", num_envs=4, seed=0)
+    algorithm = make_algorithm("agent_mixer", env, 100, {"lr_modifier": 0.0, **ONE_STEP})
+    before = [p.clone() for p in algorithm.policy.modifier.parameters()]
+    actors = [p.clone() for p in algorithm.execution_policy.parameters()]
+    algorithm.update(collect(env, algorithm.policy))
+    after = algorithm.policy.modifier.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    moved = zip(actors, algorithm.execution_policy.parameters(), strict=True)
+    assert any((a != b).any() for a, b in moved)
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "options"),
+    [("strength", EQ_12), ("strength", MIXTURE), ("modified_share", MIXTURE)],
+)
+def test_coefficients_follow_their_schedules_to_the_product(coefficient, options):
+    env = make_env("matrix/climbing", num_envs=10)
+    algorithm = make_algorithm("agent_mixer", env, 100, {**options, coefficient: FALLING})
+    seen = []
+    for _ in range(8):
+        batch = collect(env, algorithm.policy, steps=1)
+        seen.append(batch["agents", coefficient].mean().item())
+        metrics = algorithm.update(batch)
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0], abs=1e-6)
+    assert metrics[coefficient] == 0.0
+    assert metrics["divergence"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["mode_agreement"] == metrics["team_mode_agreement"] == 1.0
+
+
+def test_exact_consistency_in_training():
+    env = make_env("grid/predator_prey", num_envs=8, seed=0)
+    options = {**EQ_12, "epochs": 5, "consistency": 1.0, "head_gain": 5.0, "lr": 1e-2}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, options)
+    for _ in range(3):
+        metrics = algorithm.update(collect(env, algorithm.policy))
+        assert metrics["mode_agreement"] == 1.0
+        assert metrics["team_mode_agreement"] == 1.0
+    assert metrics["divergence"] > 0.01
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_mixture_trains_all_its_parts(share):
+    torch.manual_seed(0)
+    env = make_env("grid/predator_prey", num_envs=6, seed=0)
+    options = {**MIXTURE, "modified_share": share, "strength": 1.0}
+    algorithm = make_algorithm("agent_mixer", env, 10_000, options)
+    before = {key: value.clone() for key, value in algorithm.named_parameters()}
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert metrics["modified_share"] == share
+    assert metrics["divergence"] > 1e-3
+    moved = [key for key, value in algorithm.named_parameters() if (value != before[key]).any()]
+    for part in ("policy.module.0", "component_head.weight", "heads.0.weight", "critic"):
+        assert any(part in key for key in moved), part
+
+
+def test_the_mixture_spans_groups_of_discrete_actions():
+    torch.manual_seed(0)
+    env = make_env("vmas/simple_tag", num_envs=200, seed=0, continuous_actions=False)
+    algorithm = make_algorithm("agent_mixer", env, 10_000, MIXTURE)
+    data = collect(env, algorithm.policy, 1)
+    assert data["action_log_prob"].shape == (200, 1)
+    assert data["component_logits"].shape == (200, 1, 3)
+    metrics = algorithm.update(data)
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["divergence"] > 1e-3
+
+
+def test_mixture_solves_a_coordination_game():
+    torch.manual_seed(0)
+    env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
+    options = {**MIXTURE, "lr": 5e-3, "epochs": 4, "strength": {**FALLING, "until": 0.7}}
+    algorithm = make_algorithm("agent_mixer", env, 60 * 200, options)
+    for _ in range(60):
+        algorithm.update(collect(env, algorithm.policy, steps=1))
+    for policy in (algorithm.policy, algorithm.execution_policy):
+        assert env.rollout(1, policy)["next", "reward"].mean().item() > 0.9
+
+
+@pytest.mark.parametrize("num_components", [0, 3])
+def test_only_a_mixture_has_a_modified_share(num_components):
+    env = make_env("matrix/climbing", num_envs=2)
+    algorithm = make_algorithm("agent_mixer", env, 100, {"num_components": num_components})
+    assert algorithm.policy.modifier.num_components == num_components
+    assert ("modified_share" in algorithm.policy.coefficients.schedules) == (num_components > 0)
+
+
+CASES = [
+    ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "team", "head_gain": 2.0}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "agent", "head_gain": 2.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "env_name", "options"), CASES)
+def test_ratio_against_a_transcription(name, env_name, options):
+    """PPO's clipped objective of the team's ratio (Eq. 13), or its mean over the agents' own."""
+    torch.manual_seed(0)
+    env = make_env(env_name, num_envs=32, seed=0)
+    algorithm = make_algorithm(name, env, 10_000, {**options, "clip_epsilon": 0.2})
+    data = collect(env, algorithm.policy).reshape(-1)
+    data["advantage"] = torch.randn(*data.shape, 1)
+    data["value_target"] = torch.randn(*data.shape, 1)
+    data["state_value"] = algorithm.critic(data.copy())["state_value"].detach()
+    per_agent = options.get("ratio") == "agent"
+    key = ("agents", "action_log_prob") if per_agent else "action_log_prob"
+    for parameter in algorithm.policy.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    new = algorithm.policy.get_dist(data.copy()).log_prob(data["agents", "action"])
+    r = (new - data[key]).exp()  # [N] or [N, n_agents]
+    standardized = (data["advantage"] - data["advantage"].mean()) / data["advantage"].std()
+    a = standardized if per_agent else standardized.squeeze(-1)
+    expected = -torch.min(r * a, r.clamp(0.8, 1.2) * a).mean()
+    outside = ((r < 0.8) | (r > 1.2)).float().mean()
+    losses = algorithm.loss(data)
+    assert 0.05 < outside < 1
+    torch.testing.assert_close(losses["loss_objective"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["clip_fraction"], outside)
+
+
+def test_continuous_metrics_omit_what_is_not_trained():
+    """The individual scales are frozen: no divergence from them, no score of their samples."""
+    env = make_env("vmas/predator_prey", num_envs=4, seed=0)
+    algorithm = make_algorithm("agent_mixer_continuous", env, 10_000, ONE_STEP)
+    metrics = algorithm.update(collect(env, algorithm.policy))
+    assert "divergence" not in metrics
+    assert metrics["mode_agreement"] == 1.0
+    assert set(algorithm.evaluated_policies) == {"eval"}
+    frozen = [k for k, p in algorithm.policy.named_parameters() if not p.requires_grad]
+    assert [name.rpartition(".")[-1] for name in frozen] == ["scale_param"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("agent_mixer", "scale_bound"),
+        ("agent_mixer", "ratio"),
+        ("agent_mixer_continuous", "strength"),
+        ("agent_mixer_continuous", "num_components"),
+    ],
+)
+def test_options_of_other_actions_do_not_exist(name, option):
+    env_name = "vmas/predator_prey" if "continuous" in name else "matrix/climbing"
+    with pytest.raises(ValueError, match=f"hyperparameter of {name} '{option}'"):
+        make_algorithm(name, make_env(env_name, num_envs=2), 100, {option: 1})
+
+
+def test_ratio_names_are_checked():
+    with pytest.raises(ValueError, match="'team' or 'agent', got 'joint'"):
+        ContinuousAgentMixerConfig(ratio="joint")
+
+
+def test_options_are_few_besides_those_of_ppo():
+    """A reader can hold them in mind: at most 14, discrete and continuous together."""
+    ppo = set(vars(PPOConfig()))
+    own = (set(vars(AgentMixerConfig())) | set(vars(ContinuousAgentMixerConfig()))) - ppo
+    assert len(ppo) == 19
+    assert len(own) <= 14, sorted(own)
