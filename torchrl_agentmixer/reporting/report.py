@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.algorithms import algorithm_class
+from torchrl_agentmixer.algorithms import decentralized_execution
 from torchrl_agentmixer.reporting.marl_eval import marl_eval_data
 from torchrl_agentmixer.reporting.plots import plot_bands, plot_curves, plot_gap, plot_intervals
 from torchrl_agentmixer.reporting.runs import Run, read_runs
@@ -127,7 +127,7 @@ def _write(runs: Sequence[Run], out: Path, metric: str, baseline: str, resamples
 
 
 def _mark(run: Run) -> str:
-    return _MARKS[algorithm_class(run.config["algorithm"]["name"]).decentralized_execution]
+    return _MARKS[decentralized_execution(run.config["algorithm"]["name"])]
 
 
 def _task_table(
