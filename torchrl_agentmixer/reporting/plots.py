@@ -142,8 +142,11 @@ def plot_panels(
     share = split and len(panels) == 1
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flat)
     handles: dict[str, Any] = {}
-    for axes, (name, curves, color) in zip(grid, drawn, strict=False):
+    for index, (axes, (name, curves, color)) in enumerate(zip(grid, drawn, strict=False)):
         axes.set_title(name, fontsize=10)
+        if index >= len(drawn) - columns:  # the lowest of its column
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.3)
         for label, curve in curves.items():
             handles |= _draw(axes, curve, label, color[label])
@@ -157,7 +160,6 @@ def plot_panels(
         handles = {label: handle for label, handle in handles.items() if label in shown}
     options = {"loc": "outside lower center", "ncols": 4, "frameon": False}
     figure.legend(list(handles.values()), list(handles), **options)
-    figure.supxlabel(xlabel, size=10)
     figure.supylabel(ylabel, size=10)
     figure.suptitle(title)
     return _save(figure, path)
