@@ -11,8 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.modules import PolicyModifier
 from torchrl_agentmixer.training import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -310,3 +314,66 @@ def test_many_candidates_are_plotted_by_their_evaluations(monkeypatch, count, co
     assert list(drawn) == [study_report.COLUMNS[column] for column in columns]
     assert all(len(curves) == count for curves in drawn.values())
     assert (drawn["decentralized modes"]["0"].joint is None) == (count == 6)
+
+
+class TestModifierAblation:
+    """The candidates of ``modifier_ablation.py``."""
+
+    @pytest.fixture(scope="class")
+    def candidates(self):
+        if not hasattr(PolicyModifier, "block_class"):
+            pytest.skip("needs `PolicyModifier.block_class`")
+        root = script.TRAIN.parents[1]
+        return script.load(root / "benchmarks" / "studies" / "modifier_ablation.py")
+
+    def test_they_train_without_unused_parameters(self, candidates):
+        env = make_env("grid/predator_prey", num_envs=4)
+        options = {"epochs": 1, "num_minibatches": 1}
+        for name in candidates.CANDIDATES:
+            method = make_algorithm(name, env, 100, options)
+            assert type(method.policy.modifier) is candidates.CANDIDATES[name]
+            batch = env.rollout(5, method.policy, break_when_any_done=False)
+            before = [p.clone() for p in method.policy.modifier.parameters()]
+            method.update(batch.detach())
+            after = method.policy.modifier.named_parameters()
+            same = [n for x, (n, y) in zip(before, after, strict=True) if torch.equal(x, y)]
+            constant = "state_encoder" if name == "agent_mixer_no_state" else "none"
+            assert [n for n in same if not n.startswith(constant)] == []
+
+    @pytest.mark.parametrize(
+        ("block", "over_agents", "over_channels"),
+        [
+            ("AttentionBlock", True, True),
+            ("NoAgentMixingBlock", False, True),
+            ("NoChannelMixingBlock", True, False),
+        ],
+    )
+    def test_what_blocks_mix(self, candidates, block, over_agents, over_channels):
+        """Which outputs a token changes: of other agents, and other channels of its agent."""
+        torch.manual_seed(0)
+        mixer = getattr(candidates, block)(3, 8)
+        tokens = torch.randn(2, 3, 8)
+        changed = tokens.clone()
+        changed[:, 0, 0] += 1.0
+        difference = (mixer(changed) - mixer(tokens)).abs() > 1e-6
+        assert difference[:, 1:].any() == over_agents
+        mixer.mix_agents = torch.zeros_like
+        difference = (mixer(changed) - mixer(tokens)).abs() > 1e-6
+        assert difference[:, 0, 1:].any() == over_channels
+
+    def test_attention_treats_agents_alike(self, candidates):
+        torch.manual_seed(0)
+        mixer, tokens = candidates.AttentionBlock(3, 8), torch.randn(2, 3, 8)
+        order = [2, 0, 1]
+        torch.testing.assert_close(mixer(tokens[:, order]), mixer(tokens)[:, order])
+
+    def test_no_state(self, candidates):
+        env = make_env("grid/predator_prey", num_envs=4)
+        policy = make_algorithm("agent_mixer_no_state", env, 100).policy
+        data = policy.actors[0](env.reset())
+        changed = data.clone()
+        changed["state"] += 1.0
+        for actor in policy.actors:
+            actor(data), actor(changed)
+        outputs = [policy.modifier(x)["agents", "perturbation"] for x in (data, changed)]
+        torch.testing.assert_close(*outputs)
