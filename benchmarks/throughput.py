@@ -25,9 +25,10 @@ from torchrl.collectors import Collector
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.groups import agent_groups
 from torchrl_agentmixer.training import keep_freed_memory
 
-METHODS = ("mappo", "agent_mixer")
+METHODS = ("mappo", "agent_mixer")  # agent_mixer_continuous where actions are continuous
 
 
 def synchronize(device: str) -> None:
@@ -103,10 +104,13 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
     def new_env():
         return make_env(arguments.env, num_envs=num_envs, device=device, seed=0, **options)
 
+    continuous = not agent_groups(new_env())[0].discrete
     works["environment", ""] = environment_work(new_env(), arguments.steps)
     for method in METHODS:
-        channels = {"channels": arguments.channels} if method == "agent_mixer" else {}
-        algorithm = make_algorithm(method, new_env(), 10**9, {"epochs": 1, **channels})
+        mixer = method == "agent_mixer"
+        name = "agent_mixer_continuous" if mixer and continuous else method
+        channels = {"channels": arguments.channels} if mixer else {}
+        algorithm = make_algorithm(name, new_env(), 10**9, {"epochs": 1, **channels})
         works["collection", method] = collection_work(
             new_env(), algorithm.policy, arguments.steps, arguments.compile
         )
