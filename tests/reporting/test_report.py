@@ -227,7 +227,7 @@ class TestRefusals:
             set_version(path, "jax", version)
         read_runs(tmp_path)  # which VMAS has nothing to do with
         set_version(path, "vmas", "1.6.0")
-        self.refused(tmp_path, "the version of vmas", "'1.6.0'", path)
+        self.refused(tmp_path, "version of vmas", "'1.6.0'", path)
 
     def test_hyperparameters_that_differ(self, study):
         make_run(study / "easy" / "mappo" / "8", seed=8, options={"lr": 5e-4})
@@ -264,7 +264,7 @@ class TestRefusals:
         (path / "metrics.csv").write_text(text.replace("40,", "4o,"))
         self.refused(study, path / "metrics.csv", "4o")
         (path / "metrics.csv").write_text("")
-        self.refused(study, path / "metrics.csv", "a header and rows")
+        self.refused(study, path / "metrics.csv", "a header and complete lines of 0 numbers")
         (path / "metrics.csv").write_text(text)
         config = (path / "config.json").read_text()
         (path / "config.json").write_text(config[:20])
@@ -273,7 +273,7 @@ class TestRefusals:
         self.refused(study, path / "config.json", "'seed'")
         (path / "config.json").write_text(config)
         (path / "versions.json").unlink()
-        self.refused(study, path, "versions.json")
+        self.refused(study, path / "versions.json")
 
     def test_folders_without_runs(self, tmp_path):
         self.refused(tmp_path, tmp_path, "run directories")

@@ -10,17 +10,16 @@ from torchrl_agentmixer.reporting.runs import Run
 
 
 def marl_eval_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Convert all evaluations of the executed policies to the structure that marl-eval reads.
+    """Convert all evaluations of the executed policies to the JSON structure of marl-eval.
 
-    The format is "Data Structure for Raw Experiment data" of the README of marl-eval
-    (https://github.com/instadeepai/marl-eval; Gorsane et al. 2022,
-    `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_): environment, task, algorithm, run, and
-    per evaluation ``"step_<k>"`` with ``"step_count"`` and lists of values: ``"return"`` of every
-    episode, and the mean ``"score"`` and ``"win_rate"`` where they exist.
+    The structure is "Data Structure for Raw Experiment data" of the README of marl-eval
+    (https://github.com/instadeepai/marl-eval; Gorsane et al. 2022, `arXiv 2209.10485
+    <https://arxiv.org/abs/2209.10485>`_): environment,
+    task, algorithm, run, and per evaluation ``"step_<k>"`` with the ``"return"`` of every episode,
+    and the mean ``"score"`` and ``"win_rate"`` where they exist.
 
-    ``"absolute_metrics"`` hold one value each, the mean of the best evaluation. marl-eval defines
-    them on ten times as many new episodes, which a run directory does not have. The values here
-    are therefore biased upwards by the selection of the best.
+    ``"absolute_metrics"`` are the mean of the best evaluation. marl-eval defines them on ten times
+    as many new episodes, which a run directory does not have: these values are biased upwards.
 
     Args:
         runs (sequence of Run): as :func:`read_runs` returns them.

@@ -28,13 +28,7 @@ class Curve:
 
 
 def mean_curve(seeds: Sequence[Points], joint: Sequence[Points] = (), resamples: int = 0) -> Curve:
-    """Mean over seeds, with a bootstrap interval if ``resamples`` > 0.
-
-    Examples:
-        >>> x = np.array([10, 20])
-        >>> mean_curve([(x, np.array([0.0, 1.0])), (x, np.array([2.0, 3.0]))]).points[1]
-        array([1., 2.])
-    """
+    """Mean over seeds, with a bootstrap interval if ``resamples`` > 0."""
     x, values = aligned(seeds)
     band = None
     if resamples:

@@ -25,16 +25,7 @@ _NOT_INSTALLED = "not installed"
 
 @dataclass(frozen=True)
 class Run:
-    """One complete run directory.
-
-    Args:
-        path: the run directory.
-        task: name of the environment in tables.
-        method: name of the method in tables.
-        config: ``config.json``, with ``"env"``, ``"algorithm"`` and ``"seed"``.
-        versions: ``versions.json``.
-        metrics: columns of ``metrics.csv``.
-    """
+    """One complete run directory: the content of its files, and its names in tables."""
 
     path: Path
     task: str
@@ -45,12 +36,10 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Random seed of the run."""
         return self.config["seed"]
 
     @property
     def total_frames(self) -> int:
-        """Budget in environment steps."""
         return self.config["env"]["total_frames"]
 
     @property
@@ -71,10 +60,7 @@ class Run:
         """
         if column not in self.metrics:
             have = sorted(name for name in self.metrics if name.startswith("eval"))
-            raise ValueError(
-                f"{self.path}: expected a column {column!r} in metrics.csv, got {have}. "
-                "Choose another metric."
-            )
+            raise ValueError(f"{self.path}: expected {column!r} in metrics.csv, got {have}.")
         pairs = zip(self.metrics["frames"], self.metrics[column], strict=True)
         points = [pair for pair in pairs if pair[1] is not None]
         if not points:
@@ -107,24 +93,16 @@ def read_metrics(run: str | Path) -> dict[str, list[float | None]]:
         raise FileNotFoundError(f"{path} does not exist: expected the folder of a training run.")
     text = path.read_text()
     names, *lines = list(csv.reader(text.splitlines())) or [[]]
-    if not lines:
-        raise ValueError(f"{path}: expected a header and rows of metrics, got {text[:80]!r}.")
-    if not text.endswith("\n") or len(lines[-1]) != len(names):
-        raise ValueError(
-            f"{path}: expected complete lines of {len(names)} cells, got a truncated last line "
-            f"{text.splitlines()[-1][-80:]!r}. The run stopped while it wrote this line: remove "
-            "the line or the run."
-        )
     try:
-        rows = [
-            dict(zip(names, (float(cell) if cell else None for cell in line), strict=True))
-            for line in lines
-        ]
+        rows = [[float(cell) if cell else None for cell in line] for line in lines]
+        if not rows or {len(row) for row in rows} != {len(names)} or not text.endswith("\n"):
+            raise ValueError(f"{len(rows)} lines, the last one truncated")
     except ValueError as error:
         raise ValueError(
-            f"{path}: expected lines of {len(names)} numbers or empty cells, got {error}."
+            f"{path}: expected a header and complete lines of {len(names)} numbers or empty cells, "
+            f"got {error}: {text[-80:]!r}. Remove the line or the run."
         ) from error
-    return {name: [row[name] for row in rows] for name in names}
+    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def read_runs(folder: str | Path) -> list[Run]:
@@ -162,10 +140,7 @@ def read_runs(folder: str | Path) -> list[Run]:
         if not any(part.endswith(UNFINISHED) for part in path.relative_to(folder).parts)
     ]
     if not paths:
-        raise ValueError(
-            f"{folder}: expected run directories with the config.json and metrics.csv that "
-            "examples/train.py writes, got none."
-        )
+        raise ValueError(f"{folder}: expected run directories with a config.json, got none.")
     runs = [_read(path, folder) for path in paths]
     check_comparable(runs)
     return runs
@@ -183,34 +158,34 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     seen: dict[tuple, tuple[Run, dict[str, Any]]] = {}
     for run in runs:
-        _check_complete(run)
+        last = (run.metrics.get("frames") or [0])[-1] or 0
+        if last < run.total_frames:
+            hint = ". Let it finish"
+            if (run.path / "algorithm.pt").exists():
+                hint = ": it stopped early. Resume it without early_stopping"
+            raise ValueError(
+                f"{run.path}: expected a complete run of {run.total_frames} frames, got "
+                f"{last:.0f}{hint}, or move it out of the folder."
+            )
         env, options = run.config["env"], run.config["algorithm"]
         simulator = str(env["name"]).split("/")[0]
-        known = {
-            f"the version of {package}": run.versions[package]
-            for package in ("torchrl_agentmixer", *_SIMULATORS.get(simulator, ()))
-            if run.versions.get(package, _NOT_INSTALLED) != _NOT_INSTALLED
-        }
-        of_task = {f"env.{key}": env.get(key) for key in _TASK_KEYS}
+        packages = ("torchrl_agentmixer", *_SIMULATORS.get(simulator, ()))
         for group, values in {
-            ("task", run.task): of_task,
-            ("versions", run.task): known,
-            ("method", run.method): {"algorithm.name": options["name"]},
-            (run.task, run.method): {f"algorithm.{key}": value for key, value in options.items()},
+            ("env.", run.task): {key: env.get(key) for key in _TASK_KEYS},
+            ("version of ", run.task): {p: run.versions.get(p, _NOT_INSTALLED) for p in packages},
+            ("algorithm.", run.method): {"name": options["name"]},
+            ("algorithm.", run.method, run.task): options,
         }.items():
             first, expected = seen.setdefault(group, (run, values))
-            shared = expected.keys() & values.keys()
-            for what in sorted(
-                shared if group[0] == "versions" else expected.keys() | values.keys()
-            ):
-                if expected.get(what) != values.get(what):
+            for key in sorted(expected.keys() | values.keys()):
+                what, both = f"{group[0]}{key}", (expected.get(key), values.get(key))
+                if both[0] != both[1] and _NOT_INSTALLED not in both:
                     raise ValueError(
-                        f"expected the runs of {run.method!r} on {run.task!r} to agree, got {what} "
-                        f"{expected.get(what)!r} in {first.path} and {values.get(what)!r} in "
-                        f"{run.path}. Use the layout <task>/<method>/<run> with one name per task "
-                        "and method, or make separate reports."
+                        f"expected equal {what} in the runs of {run.method!r} on {run.task!r}, got "
+                        f"{both[0]!r} in {first.path} and {both[1]!r} in {run.path}. Use one "
+                        "folder per task and method, or separate reports."
                     )
-        first, _ = seen.setdefault((run.task, run.method, run.seed), (run, {}))
+        first, _ = seen.setdefault(("seed", run.task, run.method, run.seed), (run, {}))
         if first is not run:
             raise ValueError(
                 f"expected each seed once, got seed {run.seed} of {run.method!r} on {run.task!r} "
@@ -218,25 +193,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def _check_complete(run: Run) -> None:
-    last = (run.metrics.get("frames") or [0])[-1] or 0
-    if last < run.total_frames:
-        hint = "Let it finish"
-        if (run.path / "algorithm.pt").exists():
-            hint = (
-                "Early stopping ended it. Resume it without early stopping (examples/train.py "
-                "resume=<run> early_stopping.target=null early_stopping.patience=null)"
-            )
-        raise ValueError(
-            f"{run.path}: expected a complete run of {run.total_frames} frames, got {last:.0f}. "
-            f"{hint}, or move it out of the folder."
-        )
-
-
 def _read(path: Path, root: Path) -> Run:
     config, versions = _read_json(path / "config.json"), _read_json(path / "versions.json")
     try:
-        names = config["env"]["name"], config["algorithm"]["name"]
+        task, method = config["env"]["name"], config["algorithm"]["name"]
         _ = config["seed"], config["env"]["total_frames"]
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -244,22 +204,12 @@ def _read(path: Path, root: Path) -> Run:
             f"and `seed`, got no {error}."
         ) from error
     above = path.relative_to(root).parts[:-1]
-    return Run(
-        path=path,
-        task=above[-2] if len(above) > 1 else names[0],
-        method=above[-1] if above else names[1],
-        config=config,
-        versions=versions,
-        metrics=read_metrics(path),
-    )
+    task, method = above[-2:] if len(above) > 1 else (task, *(above or (method,)))
+    return Run(path, task, method, config, versions, read_metrics(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path.parent}: expected the {path.name} of a run directory, got none."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}.") from error
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON of a run directory, got {error}.") from error

@@ -16,12 +16,7 @@ Cells = Mapping[str, Mapping[str, Sequence[Run]]]  # runs by task and method
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its 95 % interval: numbers, or arrays of one shape.
-
-    Examples:
-        >>> f"{Estimate(np.array(1.0), np.array(0.5), np.array(2.0)):.1f}"
-        '1.0 [0.5, 2.0]'
-    """
+    """A statistic and its 95 % interval: numbers, formatted as ``1.0 [0.5, 2.0]``, or arrays."""
 
     value: np.ndarray
     low: np.ndarray
@@ -81,51 +76,35 @@ def summary(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, Estimate]
     The median of several tasks is that of their means; the median of one task is over its runs.
     """
     _, metrics = _rliable()
-    several = scores.shape[1] > 1
-    statistics = {
-        "mean": np.mean,
-        "median": metrics.aggregate_median if several else np.median,
-        "IQM": metrics.aggregate_iqm,
-    }
+    median = metrics.aggregate_median if scores.shape[1] > 1 else np.median
+    statistics = {"mean": np.mean, "median": median, "IQM": metrics.aggregate_iqm}
     return {n: estimate(scores, s, resamples=resamples) for n, s in statistics.items()}
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000) -> Estimate:
     """P(X > Y) with ties counted half, averaged over tasks; of scores ``[runs, tasks]``."""
-
-    def share(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.sign(a[:, None] - b).mean()) / 2 + 0.5
-
-    return estimate([x, y], share, resamples=resamples)
+    return estimate(
+        [x, y], lambda a, b: np.sign(a[:, None] - b).mean() / 2 + 0.5, resamples=resamples
+    )
 
 
 def performance_profile(
     scores: np.ndarray, thresholds: np.ndarray, *, resamples: int = 2000
 ) -> Estimate:
     """Share of the runs of all tasks above each threshold; of scores ``[runs, tasks]``."""
-    library, _ = _rliable()
-    return estimate(
-        scores, lambda draw: library.score_distributions(draw, thresholds), resamples=resamples
-    )
+    above = lambda draw: (draw[..., None] > thresholds).mean((0, 1))  # noqa: E731
+    return estimate(scores, above, resamples=resamples)
 
 
 def sample_efficiency(curves: np.ndarray, *, resamples: int = 2000) -> Estimate:
     """Interquartile mean over runs and tasks at each point; of ``[runs, tasks, points]``."""
-    _, metrics = _rliable()
-
-    def iqm(draw: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(draw[..., k]) for k in range(draw.shape[-1])])
-
-    return estimate(curves, iqm, resamples=resamples)
+    iqm = _rliable()[1].aggregate_iqm
+    statistic = lambda draw: np.array([iqm(x) for x in np.moveaxis(draw, -1, 0)])  # noqa: E731
+    return estimate(curves, statistic, resamples=resamples)
 
 
 def values_at(frames: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Value of the last evaluation at or before each point; NaN before the first evaluation.
-
-    Examples:
-        >>> values_at(np.array([10, 20]), np.array([1.0, 2.0]), np.array([5, 10, 19, 99]))
-        array([nan,  1.,  1.,  2.])
-    """
+    """Value of the last evaluation at or before each point; NaN before the first evaluation."""
     index = np.searchsorted(frames, points, side="right") - 1
     return np.where(index >= 0, values[index.clip(0)], np.nan)
 
@@ -151,17 +130,13 @@ class Normalized:
 
     Each task is scaled to [0, 1] by the lowest and highest evaluation of all its runs, as in
     marl-eval (Gorsane et al. 2022, `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_).
-
-    Args:
-        curves: ``[runs, tasks, shares]`` by method; the last share is the end of training.
-        shares: shares of the budget, from the first one at which all runs have an evaluation.
-        notes: by method, which runs are left out. rliable needs the same number of runs in every
-            task: the lowest seeds are used, and a method that lacks a task is left out.
+    rliable needs the same number of runs in every task: the lowest seeds are used, and a method
+    that lacks a task is left out.
     """
 
-    curves: dict[str, np.ndarray]
-    shares: np.ndarray
-    notes: dict[str, str]
+    curves: dict[str, np.ndarray]  # [runs, tasks, shares] by method
+    shares: np.ndarray  # of the budget, from the first at which all runs have an evaluation
+    notes: dict[str, str]  # runs that are left out, by method
 
     @property
     def final(self) -> dict[str, np.ndarray]:

@@ -13,14 +13,7 @@ from torchrl_agentmixer.reporting.statistics import Cells, final_scores
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table.
-
-    Examples:
-        >>> print(markdown(["a", "b"], [["1", "2"]]))
-        | a | b |
-        |---|---|
-        | 1 | 2 |
-    """
+    """Format a Markdown table."""
     first, *others = [f"| {' | '.join(line)} |" for line in (header, *rows)]
     return "\n".join([first, "|" + "---|" * len(header), *others])
 
@@ -90,12 +83,7 @@ def median_table(cells: Cells, column: str, titles: Mapping[str, str] | None = N
 
 
 def median_cells(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Format the cells of one task of :func:`median_table`, from values ``[seeds]`` by method.
-
-    Examples:
-        >>> median_cells({"a": np.array([1500.0, 1700.0]), "b": np.array([0.25])})
-        {'a': '**1600<sub>100</sub>** (2)', 'b': '0.25<sub>0</sub> (1)'}
-    """
+    """Format the cells of one task of :func:`median_table`, from values ``[seeds]`` by method."""
     center = np.array([np.median(values) for values in scores.values()])
     deviation = np.array([values.std() for values in scores.values()])
     bold = within_one_deviation(center, deviation)
@@ -107,11 +95,6 @@ def median_cells(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def digits(value: float, count: int) -> str:
-    """Format with ``count`` significant digits; large numbers without an exponent.
-
-    Examples:
-        >>> digits(1234.5, 3), digits(0.12345, 3)
-        ('1234', '0.123')
-    """
+    """Format with ``count`` significant digits; large numbers without an exponent."""
     value = round(value, 9)
     return f"{value:.0f}" if abs(value) >= 10 ** (count - 1) else f"{value:.{count}g}"
