@@ -116,15 +116,15 @@ def write(path: Path, only: str) -> int:
     return 1 if any("error" in case for case in found.values()) else 0
 
 
-def flat(case: dict[str, dict[str, str]]) -> set[tuple[str, str]]:
-    return {(f"{kind} {key}", x) for kind, found in case.items() for key, x in found.items()}
-
-
 def compare(before: dict[str, dict], after: dict[str, dict]) -> list[str]:
     """One line per case that differs or failed."""
     found = [f"{name}: only in one file" for name in before.keys() ^ after.keys()]
     for name in before.keys() & after.keys():
-        different = sorted({key for key, _ in flat(before[name]) ^ flat(after[name])})
+        x, y = (
+            {(f"{kind} {key}", h) for kind, found in file[name].items() for key, h in found.items()}
+            for file in (before, after)
+        )
+        different = sorted({key for key, _ in x ^ y})
         if after[name].get("whole") != after[name].get("resumed"):
             different.append("a resumed run differs from a run without a stop")
         different += after[name].get("error", {}).values()

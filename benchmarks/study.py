@@ -8,7 +8,7 @@ A study file has these keys:
 - ``experiments``: done in order. Each crosses ``environments`` with ``candidates`` and ``seeds`` (a
   number or a list). Environments and candidates are lists of overrides of ``examples/train.py``.
   ``metric`` is ``score`` (team reward per step, the default), ``return`` or ``win_rate``.
-- ``candidates_from`` (optional): a Python file beside the study that registers more methods.
+- ``candidates_from`` (optional): a Python file next to the study that registers more methods.
 - ``archived`` (optional): candidates of the report that can no longer run, because their options
   were deleted. Their rows stay in the report.
 

@@ -76,7 +76,7 @@ def read_report(folder: Path) -> Report:
         return Report({}, {})
     if not (folder / "overrides.yaml").exists():
         raise SystemExit(
-            f"{folder}: expected overrides.yaml beside evaluations.csv, got none: the options of "
+            f"{folder}: expected overrides.yaml next to evaluations.csv, got none: the options of "
             "its runs are unknown. Report into another folder."
         )
     rows: dict[RunName, Rows] = {}
