@@ -1,13 +1,12 @@
 """Fingerprint of all methods, to compare before and after a change of structure.
 
-    python benchmarks/fingerprint.py write before.json     # then change the code
-    python benchmarks/fingerprint.py write after.json
+    python benchmarks/fingerprint.py write before.json     # and after.json after the change
     python benchmarks/fingerprint.py compare before.json after.json
 
 Each case trains one method for three batches on a small environment (discrete and continuous
-actions, two groups of agents, memory): once without a stop, and once stopped after every batch and
-resumed. The file has hashes of parameters, evaluation episodes and columns of ``metrics.csv``.
-Use one machine and one PyTorch. ``compare`` exits with 1 if hashes or resumed runs differ.
+actions, two groups of agents, memory): without a stop, and stopped after every batch and resumed.
+The file has hashes of parameters, evaluation episodes and columns of ``metrics.csv``. Use one
+machine and one PyTorch. ``compare`` exits with 1 if hashes or resumed runs differ.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ GRID, VMAS, TAG = "grid/predator_prey", "vmas/predator_prey", "vmas/simple_tag"
 PPO = {"epochs": 2, "num_minibatches": 2, "clip_epsilon": 0.2}
 MEMORY = {"memory_dim": 8, "sequence_length": 4}
 DISCRETE = {**PPO, "channels": 32, "head_gain": 2.0, "temperature": 1.0}
-ANNEALED = {"start": 3.0, "end": 0.0, "until": 0.5}
-MIXTURE = {**DISCRETE, "num_components": 3, "strength": ANNEALED}
+STRENGTH = {"strength": {"start": 3.0, "end": 0.0, "until": 0.5}}
+MIXTURE = {**DISCRETE, **STRENGTH, "num_components": 3}
 PAPER = {**DISCRETE, "num_components": 0, "strength": 1.0}
 CONTINUOUS = {**PPO, "channels": 32, "head_gain": 0.5, "lr_modifier": 1e-3}
 SHARED = {"modified_share": 0.5, "consistency": 0.5}
@@ -40,7 +39,7 @@ Case = tuple[str, str, dict[str, Any]]  # method, environment, hyperparameters
 
 
 def cases() -> dict[str, Case]:
-    found: dict[str, Case] = {
+    found = {
         "mixture/grid": ("agent_mixer", GRID, MIXTURE),
         "mixture/grid/share": ("agent_mixer", GRID, MIXTURE | SHARED),
         "mixture/grid/memory": ("agent_mixer", GRID, MIXTURE | MEMORY),
@@ -69,13 +68,13 @@ def digest(data: bytes) -> str:
 def train_case(case: Case, folder: Path, *, resume: bool = False, **loop: Any) -> torch.nn.Module:
     """Train three batches of 160 steps, or what is left of them."""
     method, env_name, options = case
-    kwargs = {"penalty": -1.0} if env_name == GRID else {}
     torch.manual_seed(0)
+    kwargs = {"penalty": -1.0} if env_name == GRID else {}
     env, eval_env = (make_env(env_name, num_envs=n, seed=0, **kwargs) for n in (10, 5))
     torch.manual_seed(0)
     algorithm = make_algorithm(method, env, 480, options)
-    loop |= {"total_frames": 480, "frames_per_batch": 160, "eval_steps": 16}
-    config = LoopConfig(eval_interval=160, checkpoint_interval=160, **loop)
+    loop |= {"total_frames": 480, "frames_per_batch": 160, "eval_interval": 160, "eval_steps": 16}
+    config = LoopConfig(checkpoint_interval=160, **loop)
     train(algorithm, env, eval_env, config, RunDirectory(folder, resume=resume))
     return algorithm
 
@@ -83,8 +82,8 @@ def train_case(case: Case, folder: Path, *, resume: bool = False, **loop: Any) -
 def hashes(algorithm: torch.nn.Module, folder: Path) -> dict[str, str]:
     """Hashes of the parameters, the evaluation episodes and the columns of the metrics."""
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
-    arrays = [p.detach().contiguous().numpy().tobytes() for p in algorithm.parameters()]
     columns = [column for column in rows[0] if not column.startswith("fps")]
+    arrays = [p.detach().contiguous().numpy().tobytes() for p in algorithm.parameters()]
     return {
         "parameters": digest("".join(sorted(map(digest, arrays))).encode()),
         "evaluation": digest((folder / "evaluation.csv").read_bytes()),
@@ -97,8 +96,8 @@ def fingerprint(case: Case) -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         whole, parts = Path(name) / "whole", Path(name) / "resumed"
         found = {"whole": hashes(train_case(case, whole), whole)}
-        train_case(case, parts, max_time=1e-9)
-        train_case(case, parts, resume=True, max_time=1e-9)
+        for resume in (False, True):
+            train_case(case, parts, resume=resume, max_time=1e-9)
         return found | {"resumed": hashes(train_case(case, parts, resume=True), parts)}
 
 
@@ -144,7 +143,7 @@ def main() -> int:
     before, after = (json.loads(path.read_text()) for path in arguments.files)
     found = compare(before, after)
     print("\n".join([*found, f"{len(after)} cases, {len(found)} differ"]))
-    return 1 if found else 0
+    return int(bool(found))
 
 
 if __name__ == "__main__":
