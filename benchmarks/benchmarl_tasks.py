@@ -1,7 +1,7 @@
-"""AgentMixer and BenchMARL's own MAPPO, in BenchMARL: returns and speed side by side.
+"""AgentMixer and BenchMARL's MAPPO, both in BenchMARL: returns and throughput.
 
-Frames per CPU second, of collection, updates and evaluations, hardly depend on what else the
-machine does.
+Throughput is in frames per CPU second, of collection, updates and evaluations. It hardly depends on
+other load of the machine.
 
 .. code-block:: console
 
@@ -23,6 +23,8 @@ from benchmarl.environments import VmasTask
 from benchmarl.experiment import Experiment, ExperimentConfig
 from benchmarl.models import MlpConfig
 
+from torchrl_agentmixer.reporting.tables import markdown
+
 
 def experiment_config(frames: int, batch: int, folder: str, discrete: bool) -> ExperimentConfig:
     config = ExperimentConfig.get_from_yaml()
@@ -42,7 +44,7 @@ def experiment_config(frames: int, batch: int, folder: str, discrete: bool) -> E
 
 
 def final_return(experiment: Experiment) -> float:
-    """Mean return of the last evaluation, from the file that BenchMARL writes."""
+    """Mean return of the last evaluation, from BenchMARL's JSON file."""
     node = json.loads(experiment.logger.json_writer.path.read_text())
     for key in (
         experiment.environment_name,
@@ -82,14 +84,15 @@ def main() -> None:
                 key = (experiment.task_name, experiment.algorithm_name)
                 results[key].append((final_return(experiment), speed))
                 print(*key, seed, *results[key][-1], flush=True)
-    print("\n| task | algorithm | return of each seed | mean | frames per CPU second |")
-    print("| --- | --- | --- | --- | --- |")
+    rows = []
     for (task, algorithm), runs in sorted(results.items()):
         returns, speeds = zip(*runs, strict=True)
         mean = sum(returns) / len(returns)
         each = ", ".join(f"{value:.2f}" for value in returns)
         speed = sorted(speeds)[len(speeds) // 2]
-        print(f"| `{task}` | {algorithm} | {each} | {mean:.2f} | {speed:,.0f} |")
+        rows.append([f"`{task}`", algorithm, each, f"{mean:.2f}", f"{speed:,.0f}"])
+    header = ["task", "algorithm", "return of each seed", "mean", "frames per CPU second"]
+    print(f"\n{markdown(header, rows)}")
 
 
 if __name__ == "__main__":

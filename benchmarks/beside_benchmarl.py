@@ -1,8 +1,8 @@
-"""MAPPO in this package's loop and in BenchMARL's, with one configuration: speed and returns.
+"""MAPPO in this package's loop and in BenchMARL's, with one configuration: throughput and returns.
 
-Both collect and learn from the same numbers of environments, frames, epochs and minibatches, with
-layers of the same kind and size, and both are evaluated on the same episodes, off the clock. Seeds
-alternate between the two. The clock counts CPU seconds, which other programs hardly change.
+Both have the same numbers of environments, frames, epochs and minibatches and the same layers, and
+both are evaluated on the same episodes, which are not timed. Seeds alternate between the sides.
+Times are CPU seconds, which other programs hardly change.
 
 .. code-block:: console
 
@@ -12,7 +12,6 @@ alternate between the two. The clock counts CPU seconds, which other programs ha
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 
+import numpy as np
 import torch
+from common import write_csv
 from torch import nn
 
 import torchrl_agentmixer.benchmarl  # noqa: F401  # isort: skip (before BenchMARL)
@@ -31,6 +32,8 @@ from benchmarl.models import MlpConfig
 
 from torchrl_agentmixer.algorithms import MAPPO, PPOConfig
 from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.reporting.plots import mean_curve, plot_panels
+from torchrl_agentmixer.reporting.tables import markdown
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
 
 SIDES = ("torchrl_agentmixer", "BenchMARL")
@@ -40,7 +43,7 @@ ADAM_EPS, GRAD_NORM, STEPS = 1e-5, 10.0, 100
 
 @dataclass
 class Course:
-    """CPU seconds of collection and updates, and a return each few frames, off the clock."""
+    """CPU seconds of collection and updates, and returns by frames, which are not timed."""
 
     score: Callable[[], float]
     interval: int
@@ -60,14 +63,14 @@ class Course:
 
 
 class ReLUNorm(nn.Sequential):
-    """What follows a hidden layer here: ReLU, then LayerNorm; TorchRL's MLP has them reversed."""
+    """ReLU, then LayerNorm, as after this package's hidden layers; TorchRL's MLP reverses them."""
 
     def __init__(self) -> None:
         super().__init__(nn.ReLU(), nn.LayerNorm(WIDTH))
 
 
 class Watch(Callback):
-    """Tells a course where a BenchMARL experiment is."""
+    """Records the progress of a BenchMARL experiment."""
 
     course: Course
 
@@ -108,7 +111,7 @@ def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
         lambda: evaluation(algorithm.execution_policy, test),
         sizes.interval,
     )
-    # The loop's own evaluations take time: as few and as short as they can be.
+    # The loop's own evaluations are timed: one of one step.
     loop = LoopConfig(
         total_frames=sizes.frames,
         frames_per_batch=sizes.batch,
@@ -161,34 +164,23 @@ def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Cour
 
 
 def evaluation(policy, env) -> float:
-    """Mean return of the deterministic policy, over the same episodes every time."""
+    """Mean return of the deterministic policy, always over the same episodes."""
     return float(evaluate(policy, env, max_steps=STEPS, seed=1_000_003).returns.mean())
 
 
 def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "returns.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["side", "seed", "frames", "return", "frames_per_cpu_second"])
-        for (side, seed), course in courses.items():
-            speed = max(course.curve) / course.seconds
-            for frames, value in course.curve.items():
-                writer.writerow([side, seed, frames, f"{value:.3f}", f"{speed:.0f}"])
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for number, side in enumerate(SIDES):
-        of_side = [course.curve for (name, _), course in courses.items() if name == side]
-        color, x = f"C{number}", list(of_side[0])
-        for curve in of_side:
-            axes.plot(x, list(curve.values()), color=color, alpha=0.4, linewidth=1)
-        axes.plot(x, [mean(c[f] for c in of_side) for f in x], color=color, label=side)
-    axes.set(xlabel="frames", ylabel="return of the deterministic policy", title=title)
-    axes.legend()
-    figure.savefig(out / "returns.png", dpi=80)
+    rows, curves = [], {}
+    for (side, seed), course in courses.items():
+        speed = f"{max(course.curve) / course.seconds:.0f}"
+        for frames, value in course.curve.items():
+            row = {"side": side, "seed": seed, "frames": frames, "return": f"{value:.3f}"}
+            rows.append({**row, "frames_per_cpu_second": speed})
+        points = np.array(list(course.curve)), np.array(list(course.curve.values()))
+        curves.setdefault(side, []).append(points)
+    write_csv(rows, out / "returns.csv")
+    panels = {title: {side: mean_curve(seeds) for side, seeds in curves.items()}}
+    plot_panels(panels, out / "returns.png", "frames", "return of the deterministic policy")
 
 
 def main() -> None:
@@ -198,7 +190,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=144_000)
     parser.add_argument("--batch", type=int, default=6_000)
     parser.add_argument("--interval", type=int, default=12_000, help="frames between evaluations")
-    parser.add_argument("--episodes", type=int, default=100, help="of an evaluation")
+    parser.add_argument("--episodes", type=int, default=100, help="per evaluation")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     task = VmasTask[arguments.task.upper()].get_from_yaml()
@@ -209,22 +201,20 @@ def main() -> None:
                 course = courses[side, seed] = run(task, seed, arguments, Path(folder))
             curve = " ".join(f"{value:.1f}" for value in course.curve.values())
             print(f"{side} seed {seed}: {arguments.frames / course.seconds:.0f} /s: {curve}")
-    print("\n| | return at the end, each seed | mean | frames per CPU second |")
-    print("| --- | --- | --- | --- |")
+    rows = []
     for side in SIDES:
         of_side = [courses[side, seed] for seed in arguments.seeds]
         last = [course.curve[max(course.curve)] for course in of_side]
         speed = median(arguments.frames / course.seconds for course in of_side)
         each = ", ".join(f"{value:.1f}" for value in last)
-        print(f"| {side} | {each} | {mean(last):.1f} | {speed:,.0f} |")
+        rows.append([side, each, f"{mean(last):.1f}", f"{speed:,.0f}"])
+    print(f"\n{markdown(['', 'final return of each seed', 'mean', 'frames per CPU second'], rows)}")
     ratios = [
         courses[SIDES[1], seed].seconds / courses[SIDES[0], seed].seconds
         for seed in arguments.seeds
     ]
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(
-        f"\nspeed of {SIDES[0]} over {SIDES[1]}'s, each seed: {each}; median {median(ratios):.2f}"
-    )
+    print(f"\nthroughput of {SIDES[0]} / {SIDES[1]}: {each}; median {median(ratios):.2f}")
     if arguments.out is not None:
         save(courses, f"MAPPO on vmas/{arguments.task}", arguments.out)
 

@@ -1,12 +1,12 @@
-"""The environments that are installed: their sizes, and steps per second under random actions.
+"""Installed environments: sizes, and steps per second with random actions.
 
     python benchmarks/environments.py
     python benchmarks/environments.py --num-envs 512 --only vmas/ grid/predator_prey
 
-Each line is one environment of `make_env`: groups of agents, entries of an observation and of the
-state, actions (a number of them, or dimensions), and environment steps per second of the whole
-batch, through TorchRL, in one process, with automatic resets. `--only` takes names or their
-beginnings; without it, most of VMAS's and SMAX's scenarios are left out.
+One row per environment of `make_env`: agents per group, sizes of observation and state, actions
+(their number, or dimensions if continuous), and environment steps per second of the whole batch,
+through TorchRL, in one process, with automatic resets. `--only` takes names or their beginnings;
+without it, most scenarios of VMAS and SMAX are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import time
 
 import torch
+from common import print_rows
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs import available_envs, make_env
@@ -28,7 +29,7 @@ def describe(group: AgentGroup) -> tuple[str, str, str]:
 
 
 def steps_per_second(env: EnvBase, seconds: float) -> float:
-    """At least two steps, then as many as begin within ``seconds``."""
+    """Rate of at least two steps, and of all that start within ``seconds``."""
     data = env.rand_action(env.reset())
     _, data = env.step_and_maybe_reset(data)
     steps, start = 0, time.perf_counter()
@@ -41,8 +42,8 @@ def steps_per_second(env: EnvBase, seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-envs", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--only", nargs="+", default=[], help="names, or how they begin")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each environment")
+    parser.add_argument("--only", nargs="+", default=[], help="names or their beginnings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -56,17 +57,17 @@ def main() -> None:
     ]
     if not names:
         parser.error(f"--only {' '.join(chosen)}: expected some of {', '.join(available_envs())}")
-    print("| environment | agents | observation | actions | state | steps/s |")
-    print("|---|---|---|---|---|---|")
-    for name in names:
+    for index, name in enumerate(names):
         env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0)
         columns = [" + ".join(x) for x in zip(*map(describe, agent_groups(env)), strict=True)]
-        rate = steps_per_second(env, options.seconds)
-        print(f"| {name} | {' | '.join(columns)} | {state_dim(env)} | {rate:,.0f} |", flush=True)
+        row = dict(zip(("agents", "observation", "actions"), columns, strict=True))
+        rate = f"{steps_per_second(env, options.seconds):,.0f}"
+        row = {"environment": name, **row, "state": str(state_dim(env)), "steps/s": rate}
+        print_rows([row], header=index == 0)
         env.close()
 
 
-# Families of many; these of them are shown unasked.
+# Families with many scenarios, and those of their scenarios that are shown by default.
 MANY = ("vmas/", "smax/")
 OWN = ("vmas/predator_prey", "smax/smacv2_5_units", "smax/smacv2_10_units")
 

@@ -1,12 +1,12 @@
-"""Exported actors: how far from the policy, how fast on one core, and how large.
+"""Exported actors: difference from the policy, latency on one core, and file size.
 
     python benchmarks/exported_actors.py                  # the table in docs/export.md
     python benchmarks/exported_actors.py --only smax/3m
 
-Policies are initialized at random. Each line is one environment: the largest difference of all
-agents' actions from the policy's (of actions where discrete, the share that differs) in random
-observations and over an episode; then, for the first agent, the time of a step of batch 1, and
-the sizes of its files. Times are medians, and 99th percentiles, of single calls in one thread.
+Policies have random parameters. One row per environment: the largest difference between exported
+and original actions (discrete: the share of actions that differ), on random observations and in an
+episode; then, for the first agent, the time of a step of batch size 1 and the sizes of its files.
+Times are medians (and 99th percentiles) of single calls in one thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import print_rows
 from tensordict import TensorDict
 from torch import nn
 from torchrl.envs import EnvBase, step_mdp
@@ -31,7 +32,7 @@ from torchrl_agentmixer.envs import make_env, with_memory
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from run_exported_team import load_team
 
-# Environment, its options, the policy's, and the actors'.
+# Environment, and options of the environment, the policy and the actors.
 CASES: list[tuple[str, dict, dict, dict]] = [
     ("matrix/climbing", {}, {}, {}),
     ("grid/bridge_crossing", {}, {}, {}),
@@ -46,7 +47,7 @@ CASES: list[tuple[str, dict, dict, dict]] = [
 
 
 def random_data(policy: nn.Module, env: EnvBase, batch: int) -> TensorDict:
-    """Observations, and masks and memories where the policy has them, ``[batch]``."""
+    """Random observations, action masks and memories ``[batch]``, as the policy reads them."""
     data = TensorDict({"is_init": torch.zeros(batch, 1, dtype=torch.bool)}, [batch])
     specs = env.observation_spec_unbatched
     for key in policy.in_keys:
@@ -62,7 +63,7 @@ def random_data(policy: nn.Module, env: EnvBase, batch: int) -> TensorDict:
 
 
 def act(team: dict, data: TensorDict) -> dict[tuple[str, int], torch.Tensor]:
-    """The script's answers, by group and index."""
+    """Actions of the exported actors by group and index."""
     actions = {}
     for actor in team.values():
         group, index = actor.card["group"], actor.card["index"]
@@ -73,7 +74,7 @@ def act(team: dict, data: TensorDict) -> dict[tuple[str, int], torch.Tensor]:
 
 
 def difference(actions: dict, data: TensorDict, env: EnvBase) -> tuple[float, float]:
-    """From the policy's: largest (continuous), and share of actions that differ (discrete)."""
+    """Largest difference from the policy's (continuous), and share that differs (discrete)."""
     largest, differ = 0.0, 0.0
     for (group, index), action in actions.items():
         spec = env.full_action_spec_unbatched[group, "action"]
@@ -98,7 +99,7 @@ def observations(team: dict, policy: nn.Module, env: EnvBase, batch: int) -> tup
 
 
 def episode(team: dict, policy: nn.Module, env: EnvBase) -> tuple[int, float, float]:
-    """Steps of an episode that the team plays, and differences in it."""
+    """Steps of an episode of the exported team, and the differences in it."""
     for actor in team.values():
         actor.reset()
     data, steps, worst = env.reset(), 0, (0.0, 0.0)
@@ -126,7 +127,8 @@ def times(call: Callable[[], object], rounds: int) -> tuple[float, float]:
     return float(median), float(slow)
 
 
-def line(case: tuple[str, dict, dict, dict], batch: int, rounds: int) -> str:
+def measure(case: tuple[str, dict, dict, dict], batch: int, rounds: int) -> list[str]:
+    """The cells of a row."""
     name, env_options, policy_options, actor_options = case
     env = make_env(name, num_envs=1, seed=0, **env_options)
     joint = AgentMixerPolicy.from_env(env, actor_kwargs=actor_options, **policy_options)
@@ -154,7 +156,7 @@ def line(case: tuple[str, dict, dict, dict], batch: int, rounds: int) -> str:
     widths = "-".join(map(str, actor_options.get("hidden", (64,))))
     network = f"{widths}, GRU {first.card['memory']['size']}" if first.memory else widths
     sizes = [agent["files"][f]["bytes"] / 1000 for f in ("onnx", "torch")]
-    cells = [
+    return [
         name,
         network,
         f"{agent['inputs']['observation']['shape'][1]}, {kind}",
@@ -165,7 +167,6 @@ def line(case: tuple[str, dict, dict, dict], batch: int, rounds: int) -> str:
         f"{team_of_torch:.0f}",
         *(f"{size:.0f}" for size in sizes),
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def main(only: str | None, batch: int, rounds: int) -> None:
@@ -176,18 +177,17 @@ def main(only: str | None, batch: int, rounds: int) -> None:
         "hidden",
         "observation, action",
         f"difference in {batch:,} observations",
-        "and in an episode's steps",
+        "difference in an episode",
         "onnxruntime, us (99 %)",
         "torch.export, us",
         "whole policy in torch, us",
         "onnx, kB",
         "pt2, kB",
     ]
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for case in CASES:
-        if only in (None, case[0]):
-            with torch.no_grad():
-                print(line(case, batch, rounds), flush=True)
+    for index, case in enumerate(case for case in CASES if only in (None, case[0])):
+        with torch.no_grad():
+            cells = measure(case, batch, rounds)
+        print_rows([dict(zip(heads, cells, strict=True))], header=index == 0)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""Environment steps per second of MA-MuJoCo, beside gymnasium-robotics.
+"""Environment steps per second of MA-MuJoCo, compared with gymnasium-robotics.
 
     OMP_NUM_THREADS=1 python benchmarks/mamujoco.py
     OMP_NUM_THREADS=1 python benchmarks/mamujoco.py --num-envs 32 --workers 2 --tasks ant_4x2
 
-Both play random actions drawn beforehand and reset what ends. Gymnasium-robotics steps one
-environment and one dictionary at a time; ours goes through TorchRL, `step_and_maybe_reset` on a
-batch of environments in this process, and with ``--workers`` one such batch in each of several
-processes, TorchRL's ``MultiSyncCollector``, too: all at once, and one alone. Rounds alternate
-between the things compared, and each figure is the median of its rounds.
+Both use random actions that are drawn beforehand, and automatic resets. Gymnasium-robotics steps
+one environment at a time. This package steps a batch of environments in this process by
+``step_and_maybe_reset``, and with ``--workers`` one batch per process by TorchRL's
+``MultiSyncCollector``, with all processes and with one. Rounds alternate between the sides, and
+each figure is the median of its rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from common import alternate, print_machine, print_rows
 from gymnasium_robotics import mamujoco_v1
 from tensordict import TensorDictBase
 from torchrl.collectors import MultiSyncCollector
@@ -30,7 +30,7 @@ from torchrl_agentmixer.envs.mamujoco_observations import TASKS, quiet_compiler
 
 
 def reference(task: str):
-    """Gymnasium-robotics's environment, which sees what ours does."""
+    """Gymnasium-robotics's environment with the same observations."""
     robot, partition = TASKS[task]
     factorization = None
     if task in ("ant_8x1", "humanoid_17x1", "walker2d_6x1"):
@@ -68,13 +68,13 @@ def play(env: EnvBase, steps: int) -> float:
 
 
 def collect(batches: Iterator[TensorDictBase]) -> float:
-    """The rate of a collector's next batch."""
+    """Steps per second of a collector's next batch."""
     start = time.perf_counter()
     return next(batches).numel() / (time.perf_counter() - start)
 
 
 def measure(task: str, arguments) -> dict[str, str]:
-    """Median rates, and the ratios of them."""
+    """Median rates and their ratios."""
     name = f"mamujoco/{task}"
     steps = arguments.steps
     sides: dict[str, Callable[[], float]] = {"raw": partial(play_reference, reference(task), steps)}
@@ -90,10 +90,7 @@ def measure(task: str, arguments) -> dict[str, str]:
                 [make] * count, None, frames_per_batch=frames * count, total_frames=-1
             )
             sides[f"{count} workers"] = partial(collect, iter(collectors[count]))
-    rates: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side, rate in sides.items():
-            rates[side].append(rate())
+    rates = alternate(sides, arguments.rounds)
     for collector in collectors.values():
         collector.shutdown()
     medians = {side: statistics.median(values) for side, values in rates.items()}
@@ -115,16 +112,12 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--steps", type=int, default=4000, help="of one environment or worker")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=1, help="processes, beside one alone")
+    parser.add_argument("--workers", type=int, default=1, help="processes, compared with one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    print(f"{os.cpu_count()} cores, load {load}; environment steps per second:\n")
+    print_machine("environment steps per second")
     for i, task in enumerate(arguments.tasks):
-        row = measure(task, arguments)
-        if i == 0:
-            print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
-        print("| " + " | ".join(row.values()) + " |", flush=True)
+        print_rows([measure(task, arguments)], header=i == 0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Frames per second and returns of one process, two ranks, two workers and two Ray actors.
+"""Throughput and returns of one process, two ranks, two workers and two Ray actors.
 
     python benchmarks/scale_out.py --out build/scale_out          # the tables in docs/how_to
 
-Every line is ``examples/train.py``, as users start it, with the same total of environments, frames
-and batches. Engines take turns, seed by seed, so that what else the machine does hits all of them.
-Frames/s are of collection and update, the median of a run's batches but for the first two, and the
-best of the seeds. Before each seed, two loops at once are timed beside one alone: on a shared
-machine, what two processes can do together bounds what any engine can gain.
+Every row is ``examples/train.py`` with the same total numbers of environments, frames and batches.
+Seeds alternate between the engines, so that other load of the machine affects all of them. Rates of
+collection and update are the median over a run's batches, without the first two, and the best of
+the seeds. Before each seed, two loops in two processes are timed and compared with one loop: on a
+shared machine this bounds the gain of any engine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from torchrl_agentmixer.reporting import read_metrics
+from torchrl_agentmixer.reporting.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RANKS = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -43,7 +44,7 @@ TASKS = {
         "env.eval_interval=40_000",
         "env.eval_steps=10",
     ],
-    # A slower simulation, in batches that are large enough to be divided.
+    # A slower simulation, with batches that are large enough to be divided.
     "mamujoco/ant_4x2": [
         "env=mamujoco",
         "env.name=mamujoco/ant_4x2",
@@ -57,7 +58,7 @@ TASKS = {
 
 
 def run(task: str, engine: str, seed: int, out: Path) -> Path:
-    """One run's folder; one that is there is not run again."""
+    """The folder of a run; a complete run is not repeated."""
     folder = out / task.replace("/", "_") / engine.replace(" ", "_") / f"seed_{seed}"
     if not (folder / "algorithm.pt").exists():
         launcher, options = ENGINES[engine]
@@ -69,7 +70,7 @@ def run(task: str, engine: str, seed: int, out: Path) -> Path:
 
 
 def count(seconds: float) -> int:
-    """How far a loop of Python comes."""
+    """Steps of a Python loop within ``seconds``."""
     end, done = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
         done += sum(1 for _ in range(1000))
@@ -77,7 +78,7 @@ def count(seconds: float) -> int:
 
 
 def two_at_once(seconds: float = 2.0) -> float:
-    """What two processes do together, in units of what one does alone."""
+    """Total steps of two processes at once, relative to one process alone."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(count, [0.01] * 2)
         alone = pool.apply(count, (seconds,))
@@ -96,9 +97,7 @@ def rates(folder: Path) -> dict[str, float]:
 
 
 def show(title: str, header: list[str], rows: list[list[str]]) -> None:
-    print(f"\n{title}\n\n| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+    print(f"\n{title}\n\n{markdown(header, rows)}", flush=True)
 
 
 def speed(task: str, engines: list[str], folders: dict[str, list[Path]]) -> None:
@@ -119,7 +118,7 @@ def speed(task: str, engines: list[str], folders: dict[str, list[Path]]) -> None
 
 
 def returns(task: str, engines: list[str], folders: dict[str, list[Path]]) -> None:
-    """A table of evaluation returns over training: mean, least and most of the seeds."""
+    """A table of evaluation returns over training: mean, minimum and maximum over seeds."""
     rows, header = [], ["engine"]
     for engine in engines:
         tables = [read_metrics(folder) for folder in folders[engine]]
@@ -156,7 +155,7 @@ def main() -> None:
                 folders[engine].append(run(task, engine, seed, arguments.out))
         speed(task, engines, folders)
         found = ", ".join(f"{bound:.2f}" for bound in bounds)
-        print(f"\nTwo processes at once did together {found} times what one did alone.")
+        print(f"\nTwo processes at once did {found} times the steps of one process.")
         if task.startswith("grid"):
             returns(task, engines, folders)
 

@@ -1,25 +1,25 @@
-"""Environment steps per second of SMAX through TorchRL, beside JAX alone.
+"""Environment steps per second of SMAX through TorchRL, compared with JAX alone.
 
     OMP_NUM_THREADS=1 python benchmarks/smax.py
     OMP_NUM_THREADS=1 python benchmarks/smax.py --device cuda --num-envs 256 1024 4096
 
-Random actions in all. `step_env` is JaxMARL's step, compiled over the batch, which goes on with
-battles that are over; `step` also starts new ones, inside; `env` is ours through
-`step_and_maybe_reset`, and `collector` through TorchRL's `Collector`, with masks, checks, new
-battles and copies. Rounds alternate between the things compared, and each figure is the median of
-its rounds; of ratios, too.
+All sides use random actions. `step_env` is JaxMARL's step, compiled over the batch, without resets;
+`step` is JaxMARL's step with resets; `env` is this package's environment by `step_and_maybe_reset`;
+`collector` is TorchRL's `Collector`, with action masks, checks, resets and copies. Rounds alternate
+between the sides, and each figure, ratios included, is the median of its rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from common import alternate, print_machine, print_rows
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
@@ -28,7 +28,7 @@ from torchrl_agentmixer.envs.smax_races import make_battle
 
 
 def raw(scenario: str, method: str, num_envs: int, device: str) -> Callable[[int], float]:
-    """Play with JaxMARL's own method."""
+    """Step with a method of JaxMARL."""
     import jax
 
     with jax.default_device(jax.devices(device)[0]):
@@ -46,7 +46,7 @@ def raw(scenario: str, method: str, num_envs: int, device: str) -> Callable[[int
             return next_key, jax.vmap(getattr(battle, method))(keys, state, actions)
 
         _, start = jax.jit(jax.vmap(battle.reset))(jax.random.split(key, num_envs))
-        # Once for each kind of input; the state's types differ after a step.
+        # Compile for both kinds of input: the types of the state change in the first step.
         _, (_, start, *_) = step(key, start, batches[0])
         jax.block_until_ready(step(key, start, batches[0]))
 
@@ -71,7 +71,7 @@ def play(env: EnvBase, steps: int) -> float:
 
 
 def collector(env: EnvBase, steps: int) -> Callable[[int], float]:
-    """Collect batches of so many steps, all with one collector."""
+    """Collect batches of ``steps`` steps with one collector."""
     frames = steps * env.batch_size.numel()
     batches = iter(Collector(env, env.rand_action, frames_per_batch=frames, total_frames=-1))
     next(batches)
@@ -85,7 +85,7 @@ def collector(env: EnvBase, steps: int) -> Callable[[int], float]:
 
 
 def measure(scenario: str, num_envs: int, arguments) -> dict[str, str]:
-    """Median rates, and the ratios of them."""
+    """Median rates and their ratios."""
     make = partial(make_env, f"smax/{scenario}", num_envs=num_envs, device=arguments.device)
     sides: dict[str, Callable[[int], float]] = {
         "step_env": raw(scenario, "step_env", num_envs, arguments.device),
@@ -93,13 +93,11 @@ def measure(scenario: str, num_envs: int, arguments) -> dict[str, str]:
         "env": partial(play, make(seed=0)),
         "collector": collector(make(seed=1), arguments.steps),
     }
-    rates: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(arguments.rounds):
-        for side, rate in sides.items():
-            rates[side].append(rate(arguments.steps))
+    measures = {side: partial(rate, arguments.steps) for side, rate in sides.items()}
+    rates = alternate(measures, arguments.rounds)
     medians = {side: statistics.median(values) for side, values in rates.items()}
 
-    def ratio(side: str) -> str:  # within rounds: the machine's other load comes and goes
+    def ratio(side: str) -> str:  # within rounds, as the load of the machine varies
         pairs = zip(rates["collector"], rates[side], strict=True)
         return f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
 
@@ -117,21 +115,14 @@ def main() -> None:
     default = ["smacv2_5_units", "smacv2_10_units"]
     parser.add_argument("--scenarios", nargs="+", default=default)
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--steps", type=int, default=25, help="of the batch, in a round")
+    parser.add_argument("--steps", type=int, default=25, help="steps of the batch per round")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    print(f"{os.cpu_count()} cores, load {load}; environment steps per second:\n")
-    header = False
-    for scenario in arguments.scenarios:
-        for num_envs in arguments.num_envs:
-            row = measure(scenario, num_envs, arguments)
-            if not header:
-                print("| " + " | ".join(row) + " |\n" + "|---" * len(row) + "|")
-                header = True
-            print("| " + " | ".join(row.values()) + " |", flush=True)
+    print_machine("environment steps per second")
+    for i, sizes in enumerate(itertools.product(arguments.scenarios, arguments.num_envs)):
+        print_rows([measure(*sizes, arguments)], header=i == 0)
 
 
 if __name__ == "__main__":

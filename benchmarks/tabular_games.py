@@ -1,10 +1,10 @@
-"""What a mixture of joint policies changes, without networks or sampling: exact gradients.
+"""Mixtures of joint policies on one-shot games, by exact gradients without networks.
 
     python benchmarks/tabular_games.py
 
 Individual logits, perturbations and component weights are free parameters of a one-shot game, and
 Adam follows the exact gradient of the expected payoff while the strength of the noise is annealed
-to zero. Printed: how many of 64 seeds end with individual modes that earn the optimum.
+to zero. The table has the number of seeds (of 64) whose individual modes reach the optimum.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import itertools
 
 import torch
+from common import print_rows
 
 from torchrl_agentmixer.distributions import IGCMixture
 from torchrl_agentmixer.envs import climbing, penalty
@@ -32,7 +33,7 @@ def optima(
     lr_weights: float = 0.1,
     entropy_coeff: float = 0.01,
 ) -> int:
-    """Seeds whose individual modes earn the optimum of ``payoff`` ``[K, K]``."""
+    """Number of seeds whose individual modes reach the optimum of ``payoff`` ``[K, K]``."""
     torch.manual_seed(0)
     shape = (seeds, payoff.ndim)
     logits = (0.01 * torch.randn(*shape, len(payoff))).requires_grad_()
@@ -66,14 +67,14 @@ def main() -> None:
     parser.add_argument("--components", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0, 4.0])
     arguments = parser.parse_args()
-    print(f"| components | strength | {' | '.join(GAMES)} |\n" + "|---" * (2 + len(GAMES)) + "|")
-    for n_components, strength in itertools.product(arguments.components, arguments.strengths):
-        found = [
-            optima(payoff, n_components, strength, seeds=arguments.seeds)
-            for payoff in GAMES.values()
-        ]
-        cells = [str(n_components), f"{strength:g}", *(f"{n} of {arguments.seeds}" for n in found)]
-        print(f"| {' | '.join(cells)} |", flush=True)
+    pairs = itertools.product(arguments.components, arguments.strengths)
+    for index, (n_components, strength) in enumerate(pairs):
+        found = {
+            game: f"{optima(x, n_components, strength, seeds=arguments.seeds)} of {arguments.seeds}"
+            for game, x in GAMES.items()
+        }
+        row = {"components": n_components, "strength": f"{strength:g}", **found}
+        print_rows([row], header=index == 0)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,34 @@
-"""Frames per second of environment, collection and update, AgentMixer beside MAPPO.
+"""Throughput of environment, collection and update: AgentMixer and MAPPO.
 
     python benchmarks/throughput.py                                # the table in docs/results
-    python benchmarks/throughput.py --num-envs 512 --profile       # and where the time goes
+    python benchmarks/throughput.py --num-envs 512 --profile       # with a profile of the update
     python benchmarks/throughput.py --device cuda --num-envs 512 4096
 
-Every line is measured in one process, in rounds that alternate between the things compared; each
-figure is the best of its rounds, and ratios are to the environment's own rate under random actions
-(collection) and to MAPPO's (update). Peak memory is what the process needed beyond what it held
-before, on the device that is measured.
+Every row is measured in one process, in rounds that alternate between the sides; each figure is the
+best of its rounds. Ratios are relative to the environment with random actions (collection) and to
+MAPPO (update). Peak memory is the increase during the work, on the measured device.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from common import alternate, print_rows, write_csv
 from torch.profiler import ProfilerActivity, profile
 from torchrl.collectors import Collector
 
-from torchrl_agentmixer.algorithms import PPOAlgorithm, make_algorithm
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.groups import agent_groups
 from torchrl_agentmixer.training import keep_freed_memory
 
-METHODS = ("mappo", "agent_mixer")
+METHODS = ("mappo", "agent_mixer")  # agent_mixer_continuous where actions are continuous
 
 
 def synchronize(device: str) -> None:
@@ -36,7 +37,7 @@ def synchronize(device: str) -> None:
 
 
 def rate(work: Callable[[], int], device: str) -> float:
-    """Frames per second of ``work``, which returns how many frames it did."""
+    """Frames per second of ``work``, which returns its number of frames."""
     synchronize(device)
     start = time.perf_counter()
     frames = work()
@@ -45,7 +46,7 @@ def rate(work: Callable[[], int], device: str) -> float:
 
 
 def peak_memory(work: Callable[[], int], device: str) -> float:
-    """MiB that ``work`` needs at its peak, beyond what is held before."""
+    """Peak memory of ``work`` in MiB, without what is allocated before."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -89,13 +90,13 @@ def collection_work(env, policy, steps: int, compile_policy: bool) -> Callable[[
     return lambda: next(batches).numel()
 
 
-def update_work(algorithm: PPOAlgorithm, env, steps: int) -> Callable[[], int]:
+def update_work(algorithm, env, steps: int) -> Callable[[], int]:
     batch = env.rollout(steps, algorithm.policy, break_when_any_done=False).detach()
     return lambda: (algorithm.update(batch.copy()), batch.numel())[1]
 
 
 def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
-    """One row for each method."""
+    """One row per method."""
     device = arguments.device
     options = {"n_predators": n_agents} if arguments.env == "vmas/predator_prey" else {}
     works: dict[tuple[str, str], Callable[[], int]] = {}
@@ -103,10 +104,13 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
     def new_env():
         return make_env(arguments.env, num_envs=num_envs, device=device, seed=0, **options)
 
+    continuous = not agent_groups(new_env())[0].discrete
     works["environment", ""] = environment_work(new_env(), arguments.steps)
     for method in METHODS:
-        channels = {"channels": arguments.channels} if method == "agent_mixer" else {}
-        algorithm = make_algorithm(method, new_env(), 10**9, {"epochs": 1, **channels})
+        mixer = method == "agent_mixer"
+        name = "agent_mixer_continuous" if mixer and continuous else method
+        channels = {"channels": arguments.channels} if mixer else {}
+        algorithm = make_algorithm(name, new_env(), 10**9, {"epochs": 1, **channels})
         works["collection", method] = collection_work(
             new_env(), algorithm.policy, arguments.steps, arguments.compile
         )
@@ -114,10 +118,8 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
         if arguments.profile and method == "agent_mixer":
             show_profile(works["update", method])
     memory = {key: peak_memory(work, device) for key, work in works.items()}
-    best = dict.fromkeys(works, 0.0)
-    for _ in range(arguments.rounds):
-        for key, work in works.items():
-            best[key] = max(best[key], rate(work, device))
+    rates = alternate({k: partial(rate, w, device) for k, w in works.items()}, arguments.rounds)
+    best = {key: max(values) for key, values in rates.items()}
     return [
         {
             "env": arguments.env,
@@ -155,23 +157,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile the collecting policy")
     parser.add_argument("--profile", action="store_true", help="profile AgentMixer's update")
-    parser.add_argument("--csv", type=Path, help="write the rows here, too")
+    parser.add_argument("--csv", type=Path, help="a file for the rows")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 
     rows = []
     for num_envs, n_agents in itertools.product(arguments.num_envs, arguments.n_agents):
-        rows += measure(arguments, num_envs, n_agents)
-        if len(rows) == len(METHODS):
-            print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-        for row in rows[-len(METHODS) :]:
-            print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+        new = measure(arguments, num_envs, n_agents)
+        print_rows(new, header=not rows)
+        rows += new
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(rows, arguments.csv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The benchmark scripts run, and their tables say what was measured."""
+"""Benchmark scripts: they run, and their tables have what was measured."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torchrl_agentmixer.training import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import fingerprint  # noqa: E402
 import scale_out  # noqa: E402
+import structure  # noqa: E402
 
 
 def test_throughput(tmp_path, run_script):
@@ -69,14 +72,14 @@ def test_equilibrium_gaps(tmp_path, run_script):
     output = run_script("benchmarks/equilibrium_gaps.py", *sizes, "--csv", tmp_path / "gaps.csv")
     with (tmp_path / "gaps.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert output.count("| penalty_25 |") == len({row["form"] for row in rows}) == 5
-    assert [row["seed"] for row in rows] == ["0", "1"] * 5
+    assert output.count("| penalty_25 |") == len({row["form"] for row in rows}) == 3
+    assert [row["seed"] for row in rows] == ["0", "1"] * 3
     for row in rows:  # no deviation earns more than 10
         assert 0 <= float(row["correlated_gap"]) <= 10 - float(row["joint_payoff"]) + 1e-3
 
 
 def test_scale_out(tmp_path, monkeypatch, capsys):
-    """The tables on runs that are there: rates of two parts, ratios, and returns of all seeds."""
+    """Tables of complete runs: rates of two parts, ratios, and returns of all seeds."""
     for index, engine in enumerate(scale_out.ENGINES):
         for seed in (0, 1):
             folder = tmp_path / "grid_predator_prey" / engine.replace(" ", "_") / f"seed_{seed}"
@@ -94,4 +97,104 @@ def test_scale_out(tmp_path, monkeypatch, capsys):
     assert "| one process | 200 (1.00) | 600 (1.00) | 150 (1.00) |" in output
     assert "| 2 ranks | 400 (2.00) | 1,200 (2.00) | 300 (2.00) |" in output
     assert "| 2 workers | 0.5 (0.0 to 1.0) |" in output
-    assert "together 1.50, 1.50 times what one did alone" in output
+    assert "did 1.50, 1.50 times the steps of one process" in output
+
+
+def test_fingerprint(tmp_path, run_script):
+    """Of one method, twice: equal, and a resumed run equals one without a stop."""
+    path = tmp_path / "a.json"
+    run_script("benchmarks/fingerprint.py", "write", path, "--only", "mat/grid")
+    (case,) = json.loads(path.read_text()).values()
+    assert case["whole"] == case["resumed"]
+    assert {"parameters", "evaluation", "frames", "eval_score"} < case["whole"].keys()
+    output = run_script("benchmarks/fingerprint.py", "compare", path, path)
+    assert output == "1 cases, 0 differ\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"whole": {"a": "2"}, "resumed": {"a": "2"}}, "x: resumed a, whole a"),
+        ({"whole": {"a": "1"}, "resumed": {"a": "2"}}, "x: resumed a, a resumed run differs"),
+        ({"whole": {"a": "1"}, "resumed": {"a": "1"}, "error": {"error": "no env"}}, "no env"),
+    ],
+)
+def test_fingerprints_that_differ(change, line):
+    same = {"whole": {"a": "1"}, "resumed": {"a": "1"}}
+    (found,) = fingerprint.compare({"x": same, "y": same}, {"x": change, "y": same})
+    assert line in found
+    assert fingerprint.compare({"x": same}, {}) == ["x: only in one file"]
+
+
+FILES = {
+    "__init__.py": "from house.training import train",
+    "groups.py": "",
+    "envs/__init__.py": "from house.envs.base import Env",
+    "envs/base.py": "from house import groups\nclass Env: ...",
+    "training.py": "from house.envs import Env\ndef train(): ...",
+}
+
+
+class TestStructure:
+    """Of a small package."""
+
+    @pytest.fixture
+    def check(self, tmp_path, capsys):
+        def check(**changed):
+            changed = {name.replace("__", "/") + ".py": text for name, text in changed.items()}
+            for name, text in (FILES | changed).items():
+                path = tmp_path / "house" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            code = structure.main(tmp_path / "house")
+            lines = capsys.readouterr().out.splitlines()
+            assert code == (lines[3:] != ["no import cycle, no upward import"])
+            return lines[3:]
+
+        return check
+
+    def test_sizes(self, check, tmp_path, capsys):
+        assert check() == ["no import cycle, no upward import"]
+        structure.main(tmp_path / "house")
+        first, second, third, _ = capsys.readouterr().out.splitlines()
+        assert first == "house: 6 lines, 5 files"
+        assert second.endswith("envs/base.py, 2 lines")
+        assert third.endswith("training.py:2 train, 1 lines")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "from house.training import train",
+            "import house.training",
+            "from house import training",
+            "from . import training",
+            "def late():\n    from house.training import train",
+            "if TYPE_CHECKING:\n    from house.training import train",
+        ],
+    )
+    def test_upward_imports(self, check, text):
+        assert check(groups=text)[-1] == "upward import: house.groups imports house.training"
+
+    def test_imports_of_the_whole_package(self, check):
+        assert "upward import: house.groups imports house" in check(
+            groups="from house import train"
+        )
+
+    def test_cycles(self, check):
+        (line,) = check(envs__grid="from .base import Env", envs__base="from . import grid")
+        assert line.startswith("import cycle: ")
+        assert {"house.envs.base", "house.envs.grid"} < set(line.split())
+
+    def test_long_files_and_functions(self, check):
+        body = "\n".join(["    x = 1"] * structure.MAX_FUNCTION)
+        docstring = "\n".join(['    """Start', *["    of text"] * 50, '    """'])
+        allowed = f"def f():\n{docstring}\n{body}\n"
+        assert check(groups=allowed) == ["no import cycle, no upward import"]
+        (line,) = check(groups=f"{allowed}    x = 2\n")
+        assert "groups.py:1 f, 61 lines" in line
+        (line,) = check(groups="x = 1\n" * (structure.MAX_FILE + 1))
+        assert "groups.py, 301 lines" in line
+
+    def test_modules_without_a_layer(self, check):
+        with pytest.raises(SystemExit, match=r"'attic' in LAYERS"):
+            check(attic="import house.groups")

@@ -1,4 +1,4 @@
-"""A study runs, resumes, reports, and goes on from a report."""
+"""A study: runs, resume, reports, and runs that are taken from a report."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import csv
 import shutil
 import signal
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
+import yaml
 
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.modules import PolicyModifier
 from torchrl_agentmixer.training import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import study as script
+import study_report
 
 STUDY = """
+experiments:
 - environments:
     climbing:
       - env=climbing
@@ -29,7 +37,7 @@ STUDY = """
     mixture: [algorithm=agent_mixer_one_shot, algorithm.num_components=2, algorithm.epochs=1]
   seeds: 2
 """
-# Evaluations of runs that nothing trained.
+# Evaluations of runs without training.
 SCORES = {"mappo": [[5, 7], [6, 6]], "mixture": [[0, 11], [7, 7]]}
 
 
@@ -42,7 +50,8 @@ def study(tmp_path):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """The script, in this process; returns what it printed."""
+    """The script, in this process, with its runs in a thread; returns what it printed."""
+    monkeypatch.setattr(script, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
@@ -55,9 +64,29 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
+def trained(monkeypatch):
+    """A stand-in for training; returns the overrides that it was called with."""
+    called = []
+
+    def train(job, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        called.append((*job.overrides, f"seed={job.seed}"))
+        if "algorithm=mapo" in job.overrides:
+            raise ValueError("unknown algorithm 'mapo'")
+        directory = RunDirectory(folder)
+        for frames in (20, 40, 60):
+            row = {"frames": frames, "eval_score": frames / 7 + job.seed}
+            directory.log(row)
+        return row
+
+    monkeypatch.setattr(script, "train", train)
+    return called
+
+
+@pytest.fixture
 def reported(tmp_path, study, run):
     """A report of the study; its runs are gone."""
-    for job in script.read_study(study):
+    for job in script.read_study(study).jobs:
         directory = RunDirectory(job.folder(tmp_path / "runs"))
         for i, score in enumerate(SCORES[job.candidate][job.seed]):
             directory.log({"frames": 20 * (i + 1), "eval_score": score})
@@ -76,13 +105,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_it_runs_resumes_and_reports(tmp_path, study, run):
+def test_it_runs_resumes_and_reports(tmp_path, study, run, trained):
     out = tmp_path / "runs"
     command = (study, "--out", out, "--processes", 1)
     assert "2 of 4 runs complete or left out" in run(*command, "--only", "mappo")
     stopped = out / "climbing" / "mixture" / "0.unfinished"
     stopped.mkdir(parents=True)
-    (stopped / "metrics.csv").write_text("left behind by a run that was killed")
+    (stopped / "metrics.csv").write_text("from a run that was killed")
     kept = (out / "climbing" / "mappo" / "1" / "metrics.csv").read_bytes()
     page = run(*command, "--report", tmp_path / "report")
     assert "2 of 4 runs complete or left out" in page
@@ -98,11 +127,24 @@ def test_it_runs_resumes_and_reports(tmp_path, study, run):
     ]
     last = [float(r["eval"]) for r in rows if r["candidate"] == "mappo"][2::3]
     assert f"| mappo | {' '.join(f'{x:.3g}' for x in last)}; **{sum(last) / 2:.3f}** |" in page
+    assert len(trained) == 4
+    assert trained[0][-3:] == ("algorithm=mappo", "algorithm.epochs=1", "seed=0")
+
+
+@pytest.mark.slow
+def test_it_trains_and_resumes(tmp_path, study, run):
+    """With the real training, in a process."""
+    pytest.importorskip("torchrl_agentmixer.experiment")
+    job = script.read_study(study).jobs[0]
+    last = script.train(job, tmp_path / "runs" / "0.unfinished")
+    assert last["frames"] == 60
+    assert script.train(job, tmp_path / "runs" / "0.unfinished") == last  # resumed at its end
 
 
 def test_the_page_by_hand(reported):
     lines = (reported / "README.md").read_text().splitlines()
-    assert lines[0] == "# report"
+    assert lines[:4] == ["---", "orphan: true", "---", "# report"]
+    assert "no longer exist" not in "".join(lines)
     start = lines.index("| candidate | climbing |")
     assert lines[start + 2 : start + 4] == [
         "| mappo | **6.5<sub>0.5</sub>** (2) |",
@@ -117,15 +159,15 @@ def test_the_page_by_hand(reported):
     assert (reported / "climbing.png").stat().st_size > 1000
 
 
-class TestItGoesOnFromAReport:
-    def test_that_has_all(self, tmp_path, study, run, reported):
+class TestRunsOfAReport:
+    def test_are_not_repeated(self, tmp_path, study, run, reported):
         before = contents(reported)
         out = ("--out", tmp_path / "elsewhere", "--processes", 1)
         assert "4 of 4 runs complete or left out" in run(study, *out, "--report", reported)
         assert contents(reported) == before
         assert not (tmp_path / "elsewhere").exists()
 
-    def test_that_lacks_a_seed(self, tmp_path, study, run, reported):
+    def test_a_missing_seed_is_added(self, tmp_path, study, run, reported, trained):
         study.write_text(STUDY.replace("seeds: 2", "seeds: 3"))
         before = (reported / "evaluations.csv").read_text()
         out = ("--out", tmp_path / "elsewhere", "--processes", 1)
@@ -135,9 +177,7 @@ class TestItGoesOnFromAReport:
         assert after.startswith(before)
         assert after.removeprefix(before).count("climbing,mappo,2,") == 3
 
-    def test_unless_it_was_made_with_other_options(
-        self, tmp_path, study, run, reported, monkeypatch
-    ):
+    def test_with_other_options_are_repeated(self, tmp_path, study, run, reported, monkeypatch):
         study.write_text(STUDY.replace("[algorithm=mappo", "[algorithm=mappo, algorithm.lr=0.01"))
         todo = []
         monkeypatch.setattr(script, "run_all", lambda jobs, *_: todo.extend(jobs))
@@ -149,9 +189,7 @@ class TestItGoesOnFromAReport:
         assert "report: not taken, made with other overrides: climbing/mappo\n" in output
         assert [(job.candidate, job.seed) for job in todo] == [("mappo", 0), ("mappo", 1)]
 
-    def test_and_says_nothing_of_runs_that_are_not_of_the_study(
-        self, tmp_path, study, run, reported
-    ):
+    def test_that_the_study_lacks_are_not_printed(self, tmp_path, study, run, reported):
         study.write_text(STUDY.replace("seeds: 2", "seeds: 1"))
         output = run(study, "--out", tmp_path / "elsewhere", "--known", reported)
         assert output == "2 of 2 runs complete or left out\n"
@@ -164,33 +202,25 @@ class TestItGoesOnFromAReport:
             ("    mixture:", "    other:", "climbing/mixture"),
         ],
     )
-    def test_but_replaces_none_that_would_lose_runs(
-        self, tmp_path, study, run, reported, old, new, lost
-    ):
+    def test_are_never_lost(self, tmp_path, study, run, reported, old, new, lost):
         study.write_text(STUDY.replace(old, new))
         before = contents(reported)
-        with pytest.raises(SystemExit, match=f"found runs of {lost} that it lacks"):
+        with pytest.raises(SystemExit, match=f"got runs of {lost},"):
             run(study, "--out", tmp_path / "elsewhere", "--report", reported)
         assert contents(reported) == before
         assert not (tmp_path / "elsewhere").exists()
 
-    def test_which_stays_when_another_cannot_be_written(
-        self, tmp_path, study, reported, monkeypatch
-    ):
+    def test_stay_if_a_new_report_cannot_be_written(self, tmp_path, study, reported, monkeypatch):
         before = contents(reported)
-        jobs = script.read_study(study)
-        known, others = script.read_report(jobs, reported)
-        assert len(known) == 4
-        assert not others
-        monkeypatch.setattr(script, "plot", lambda *_: 1 / 0)
+        report = study_report.read_report(reported)
+        assert len(report.rows) == 4
+        monkeypatch.setattr(study_report, "plot", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            script.report(jobs[:1], tmp_path / "runs", reported, known)
+            study_report.write_report(report, reported, set())
         assert contents(reported) == before
         assert not list(tmp_path.glob(".report*"))
 
-    def test_but_not_from_one_that_does_not_say_how_it_was_made(
-        self, tmp_path, study, run, reported
-    ):
+    def test_without_overrides_are_refused(self, tmp_path, study, run, reported):
         (reported / "overrides.yaml").unlink()
         before = contents(reported)
         with pytest.raises(SystemExit, match=r"expected overrides\.yaml"):
@@ -200,12 +230,12 @@ class TestItGoesOnFromAReport:
 
 def test_some_seeds(study):
     study.write_text(STUDY.replace("seeds: 2", "seeds: [3, 1]"))
-    assert [(job.candidate, job.seed) for job in script.read_study(study)] == [
+    assert [(job.candidate, job.seed) for job in script.read_study(study).jobs] == [
         (candidate, seed) for seed in (3, 1) for candidate in ("mappo", "mixture")
     ]
 
 
-def test_it_goes_on_after_a_run_that_fails(tmp_path, study, run, capsys):
+def test_other_runs_follow_one_that_fails(tmp_path, study, run, trained, capsys):
     study.write_text(STUDY.replace("[algorithm=mappo", "[algorithm=mapo"))
     with pytest.raises(SystemExit, match="2 runs failed"):
         run(study, "--out", tmp_path / "runs", "--processes", 1)
@@ -214,16 +244,136 @@ def test_it_goes_on_after_a_run_that_fails(tmp_path, study, run, capsys):
 
 
 def test_a_run_that_is_listed_twice_is_refused(tmp_path, study, run):
-    study.write_text(STUDY * 2)
+    study.write_text(STUDY + STUDY.replace("experiments:", ""))
     with pytest.raises(SystemExit, match=r"\('climbing', 'mappo', 0\)"):
         run(study, "--out", tmp_path)
 
 
-def test_probability_of_improvement_against_counting():
-    x, y = np.array([0.0, 1.0, 2.0]), np.array([1.0, -1.0])
-    # pairs (x, y): 0<1, 0>-1, 1=1, 1>-1, 2>1, 2>-1
-    estimate, low, high = script.probability_of_improvement(x, y)
-    assert estimate == pytest.approx(4.5 / 6)
-    assert 0 <= low <= estimate <= high <= 1
-    assert script.probability_of_improvement(y + 9, y) == (1.0, 1.0, 1.0)
-    assert script.probability_of_improvement(y[:1], y[:1]) == (0.5, 0.5, 0.5)
+def test_a_file_registers_candidates(tmp_path, study, run, monkeypatch):
+    """Before the run, in the process of the run; the path is relative to the study."""
+    (tmp_path / "my_candidates.py").write_text("from study_report import ADDED\nADDED.append(1)")
+    monkeypatch.setattr(study_report, "ADDED", [], raising=False)
+    study.write_text("candidates_from: my_candidates.py\n" + STUDY)
+    (job, *_) = script.read_study(study).jobs
+    script.load(job.candidates_from)
+    script.load(job.candidates_from)
+    assert study_report.ADDED == [1]
+
+
+class TestArchived:
+    """Candidates whose options were deleted: they cannot run, and their rows stay."""
+
+    @pytest.fixture
+    def archived(self, study, reported):
+        names = yaml.safe_load((reported / "overrides.yaml").read_text())
+        names["climbing"]["mixture"][-2] = "algorithm.num_plans=2"  # does not exist any more
+        (reported / "overrides.yaml").write_text(yaml.safe_dump(names))
+        line = next(line for line in STUDY.splitlines() if "mixture" in line)
+        study.write_text("archived: [mixture]" + STUDY.replace(line, ""))
+        return names
+
+    def test_rows_stay(self, tmp_path, study, run, reported, archived):
+        before = evaluations(reported)
+        page = run(study, "--out", tmp_path / "elsewhere", "--processes", 0, "--report", reported)
+        key = lambda row: (row["candidate"], row["seed"], row["frames"])  # noqa: E731
+        assert sorted(evaluations(reported), key=key) == sorted(before, key=key)
+        assert yaml.safe_load((reported / "overrides.yaml").read_text()) == archived
+        assert "no longer exist, and kept as results: `mixture`." in page
+        assert "| mixture | 11 7; **9.000** |" in page
+
+    def test_does_not_hide_other_overrides(self, tmp_path, study, run, reported, archived):
+        study.write_text("archived: [mixture]" + STUDY)
+        with pytest.raises(SystemExit, match="got runs of climbing/mixture,"):
+            run(study, "--out", tmp_path / "elsewhere", "--report", reported)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [path.stem for path in (script.TRAIN.parents[1] / "benchmarks" / "studies").glob("*.yaml")],
+)
+def test_published_reports_are_those_of_the_studies(name):
+    """Every run of a report is one of its study with the same overrides, or archived."""
+    root = script.TRAIN.parents[1]
+    study = script.read_study(root / "benchmarks" / "studies" / f"{name}.yaml")
+    kept, others = script.usable(study, study_report.read_report(root / "docs" / "results" / name))
+    assert kept
+    assert not others
+
+
+@pytest.mark.parametrize(("count", "columns"), [(6, study_report.CURVES), (7, ("eval",))])
+def test_many_candidates_are_plotted_by_their_evaluations(monkeypatch, count, columns):
+    drawn = {}
+    monkeypatch.setattr(study_report, "plot_panels", lambda panels, *_, **__: drawn.update(panels))
+    row = dict.fromkeys(study_report.COLUMNS, 1.0)
+    rows = [
+        {**row, "environment": "climbing", "candidate": str(i), "seed": 0, "frames": 20.0 * k}
+        for i in range(count)
+        for k in (1, 2)
+    ]
+    study_report.plot(rows, "climbing", Path("unused.png"))
+    assert list(drawn) == [study_report.COLUMNS[column] for column in columns]
+    assert all(len(curves) == count for curves in drawn.values())
+    assert (drawn["decentralized modes"]["0"].joint is None) == (count == 6)
+
+
+class TestModifierAblation:
+    """The candidates of ``modifier_ablation.py``."""
+
+    @pytest.fixture(scope="class")
+    def candidates(self):
+        if not hasattr(PolicyModifier, "block_class"):
+            pytest.skip("needs `PolicyModifier.block_class`")
+        root = script.TRAIN.parents[1]
+        return script.load(root / "benchmarks" / "studies" / "modifier_ablation.py")
+
+    def test_they_train_without_unused_parameters(self, candidates):
+        env = make_env("grid/predator_prey", num_envs=4)
+        options = {"epochs": 1, "num_minibatches": 1}
+        for name in candidates.CANDIDATES:
+            method = make_algorithm(name, env, 100, options)
+            assert type(method.policy.modifier) is candidates.CANDIDATES[name]
+            batch = env.rollout(5, method.policy, break_when_any_done=False)
+            before = [p.clone() for p in method.policy.modifier.parameters()]
+            method.update(batch.detach())
+            after = method.policy.modifier.named_parameters()
+            same = [n for x, (n, y) in zip(before, after, strict=True) if torch.equal(x, y)]
+            constant = "state_encoder" if name == "agent_mixer_no_state" else "none"
+            assert [n for n in same if not n.startswith(constant)] == []
+
+    @pytest.mark.parametrize(
+        ("block", "over_agents", "over_channels"),
+        [
+            ("AttentionBlock", True, True),
+            ("NoAgentMixingBlock", False, True),
+            ("NoChannelMixingBlock", True, False),
+        ],
+    )
+    def test_what_blocks_mix(self, candidates, block, over_agents, over_channels):
+        """Which outputs a token changes: of other agents, and other channels of its agent."""
+        torch.manual_seed(0)
+        mixer = getattr(candidates, block)(3, 8)
+        tokens = torch.randn(2, 3, 8)
+        changed = tokens.clone()
+        changed[:, 0, 0] += 1.0
+        difference = (mixer(changed) - mixer(tokens)).abs() > 1e-6
+        assert difference[:, 1:].any() == over_agents
+        mixer.mix_agents = torch.zeros_like
+        difference = (mixer(changed) - mixer(tokens)).abs() > 1e-6
+        assert difference[:, 0, 1:].any() == over_channels
+
+    def test_attention_treats_agents_alike(self, candidates):
+        torch.manual_seed(0)
+        mixer, tokens = candidates.AttentionBlock(3, 8), torch.randn(2, 3, 8)
+        order = [2, 0, 1]
+        torch.testing.assert_close(mixer(tokens[:, order]), mixer(tokens)[:, order])
+
+    def test_no_state(self, candidates):
+        env = make_env("grid/predator_prey", num_envs=4)
+        policy = make_algorithm("agent_mixer_no_state", env, 100).policy
+        data = policy.actors[0](env.reset())
+        changed = data.clone()
+        changed["state"] += 1.0
+        for actor in policy.actors:
+            actor(data), actor(changed)
+        outputs = [policy.modifier(x)["agents", "perturbation"] for x in (data, changed)]
+        torch.testing.assert_close(*outputs)

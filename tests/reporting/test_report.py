@@ -1,4 +1,4 @@
-"""Reports on folders of runs: statistics by hand, refusals, data, and what a failure leaves."""
+"""Reports on folders of runs: statistics, refused runs, exported data, and failures."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import torch
 from torchrl_agentmixer.reporting import (
     marl_eval_data,
     median_table,
+    plots,
     read_metrics,
     read_runs,
     write_report,
 )
 from torchrl_agentmixer.reporting.__main__ import main
+from torchrl_agentmixer.reporting.plots import MAX_CURVES, Curve, plot_panels
 from torchrl_agentmixer.reporting.statistics import (
-    aggregate_statistics,
-    at_shares,
+    aligned,
     by_task,
-    cell_statistics,
     estimate,
     normalize,
     performance_profile,
     probability_of_improvement,
     sample_efficiency,
+    summary,
+    values_at,
 )
 from torchrl_agentmixer.reporting.tables import within_one_deviation
 from torchrl_agentmixer.training import Evaluation, RunDirectory
@@ -38,15 +40,21 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "torchrl_agentmixer.reporting"]
 
 
 def make_run(path, scores=(1.0, 2.0), *, algorithm="mappo", seed=0, env=None, options=None):
-    """A complete run with an evaluation at 20 and at 40 frames, and a row without one between."""
+    """A complete run with evaluations at 20 and 40 frames, and a row without one at 30.
+
+    Only "mat" has a joint policy and executes with others' observations; "my_own" does not say.
+    """
     run = RunDirectory(path)
-    run.save_config(
-        {"env": {**ENV, **(env or {})}, "algorithm": {"name": algorithm, **(options or {})}}
-        | {"seed": seed}
-    )
+    config = {"env": {**ENV, **(env or {})}, "seed": seed}
+    config["algorithm"] = {"name": algorithm, "lr": 5e-4, **(options or {})}
+    if algorithm != "my_own":
+        config["decentralized_execution"] = algorithm != "mat"
+    run.save_config(config)
     for frames, score in zip((20, 30, 40), (scores[0], None, scores[1]), strict=True):
         row = {"frames": frames, "eval_return": score, "eval_score": score}
-        run.log({**row, "eval_joint_score": None if score is None else score + 0.5})
+        if algorithm == "mat":
+            row["eval_joint_score"] = None if score is None else score + 0.5
+        run.log(row)
         if score is not None:
             run.log_episodes(frames, Evaluation(EPISODES + score, torch.tensor([1, 1])))
     return run.path
@@ -71,26 +79,26 @@ def study(tmp_path):
 
 
 class TestStatistics:
-    def test_of_a_cell_by_hand(self):
-        statistics = cell_statistics(np.array([0.0, 1.0, 2.0, 3.0, 100.0]), resamples=200)
+    def test_of_one_task_by_hand(self):
+        statistics = summary(np.array([[0.0], [1.0], [2.0], [3.0], [100.0]]), resamples=200)
         assert statistics["mean"].value == pytest.approx(21.2)
         assert statistics["median"].value == 2.0
         assert statistics["IQM"].value == pytest.approx(2.0)  # of 1, 2 and 3
         for name, result in statistics.items():
             assert 0.0 <= result.low < result.value < result.high <= 100.0, name
-        constant = cell_statistics(np.full(4, 3.0), resamples=20)["mean"]
+        constant = summary(np.full((4, 1), 3.0), resamples=20)["mean"]
         assert (constant.low, constant.value, constant.high) == (3.0, 3.0, 3.0)
 
     def test_of_all_tasks_by_hand(self):
         scores = np.array([[0.0, 10.0, 2.0], [2.0, 20.0, 4.0]])  # task means 1, 15, 3
-        statistics = aggregate_statistics(scores, resamples=50)
+        statistics = summary(scores, resamples=50)
         assert statistics["mean"].value == pytest.approx(19 / 3)
-        assert statistics["median of task means"].value == 3.0
+        assert statistics["median"].value == 3.0  # of the task means
         assert statistics["IQM"].value == pytest.approx(18 / 4)  # 2, 2, 4, 10
 
     def test_draws_stay_within_their_task(self):
         scores = np.array([[0.0, 100.0]] * 3)
-        result = aggregate_statistics(scores, resamples=50)["mean"]
+        result = summary(scores, resamples=50)["mean"]
         assert (result.low, result.high) == (50.0, 50.0)
 
     def test_interval_is_that_of_the_draws(self):
@@ -111,7 +119,7 @@ class TestStatistics:
     def test_probability_of_improvement_by_counting(self):
         x = np.array([[0.0, 5.0], [1.0, 5.0], [2.0, 5.0]])
         y = np.array([[1.0, 5.0], [-1.0, 4.0]])
-        # first task: 0<1, 0>-1, 1=1, 1>-1, 2>1, 2>-1; second: three ties, three wins
+        # first task: 0<1, 0>-1, 1=1, 1>-1, 2>1, 2>-1; second task: three ties, three wins
         result = probability_of_improvement(x, y, resamples=50)
         assert result.value == pytest.approx((4.5 / 6 + 4.5 / 6) / 2)
         assert 0 <= result.low <= result.value <= result.high <= 1
@@ -145,11 +153,19 @@ class TestStatistics:
         assert "alone" not in result.curves
         assert "lacks a task (seeds: easy 0, hard 1)" in result.notes["alone"]
 
-    def test_shares_take_the_last_evaluation_before(self, tmp_path):
-        make_run(tmp_path / "a", (1.0, 2.0))
-        (run,) = read_runs(tmp_path)
-        values = at_shares(run, "eval_score", np.array([0.25, 0.5, 0.75, 1.0]))
+    def test_points_take_the_last_evaluation_before(self):
+        values = values_at(np.array([20, 40]), np.array([1.0, 2.0]), np.array([10, 20, 30, 40]))
         np.testing.assert_array_equal(values, [np.nan, 1.0, 1.0, 2.0])
+
+    def test_curves_of_different_evaluations_are_aligned(self):
+        a = np.array([10, 20]), np.array([0.0, 1.0])
+        b = np.array([5, 40]), np.array([3.0, 4.0])
+        frames, values = aligned([a, a])
+        np.testing.assert_array_equal(frames, [10, 20])
+        np.testing.assert_array_equal(values, [[0, 1], [0, 1]])
+        frames, values = aligned([a, b])
+        np.testing.assert_array_equal(frames, np.arange(10, 21))
+        np.testing.assert_array_equal(values, [[0] * 10 + [1], [3] * 11])
 
 
 # Table 1 of arXiv 2401.08728: medians, deviations, and which of them are in bold there.
@@ -211,10 +227,10 @@ class TestRefusals:
             set_version(path, "jax", version)
         read_runs(tmp_path)  # which VMAS has nothing to do with
         set_version(path, "vmas", "1.6.0")
-        self.refused(tmp_path, "the version of vmas", "'1.6.0'", path)
+        self.refused(tmp_path, "version of vmas", "'1.6.0'", path)
 
     def test_hyperparameters_that_differ(self, study):
-        make_run(study / "easy" / "mappo" / "8", seed=8, options={"lr": 5e-4})  # the default
+        make_run(study / "easy" / "mappo" / "8", seed=8, options={"lr": 5e-4})
         read_runs(study)
         path = make_run(study / "easy" / "mappo" / "9", seed=9, options={"lr": 1.0})
         self.refused(study, "algorithm.lr", "1.0", path)
@@ -240,7 +256,7 @@ class TestRefusals:
     def test_a_half_written_line(self, study, cut):
         path = study / "easy" / "mappo" / "1" / "metrics.csv"
         path.write_text(path.read_text()[:-cut])
-        self.refused(study, path, "is cut off")
+        self.refused(study, path, "truncated")
 
     def test_damaged_files(self, study):
         path = study / "easy" / "mappo" / "1"
@@ -248,7 +264,7 @@ class TestRefusals:
         (path / "metrics.csv").write_text(text.replace("40,", "4o,"))
         self.refused(study, path / "metrics.csv", "4o")
         (path / "metrics.csv").write_text("")
-        self.refused(study, path / "metrics.csv", "a header and rows")
+        self.refused(study, path / "metrics.csv", "a header and complete lines of 0 numbers")
         (path / "metrics.csv").write_text(text)
         config = (path / "config.json").read_text()
         (path / "config.json").write_text(config[:20])
@@ -257,7 +273,7 @@ class TestRefusals:
         self.refused(study, path / "config.json", "'seed'")
         (path / "config.json").write_text(config)
         (path / "versions.json").unlink()
-        self.refused(study, path, "versions.json")
+        self.refused(study, path / "versions.json")
 
     def test_folders_without_runs(self, tmp_path):
         self.refused(tmp_path, tmp_path, "run directories")
@@ -265,7 +281,7 @@ class TestRefusals:
             read_runs(tmp_path / "nowhere")
 
     def test_metrics_that_runs_do_not_have(self, study, tmp_path):
-        with pytest.raises(ValueError, match=r"'eval_win_rate' in metrics.csv, got \['eval_joint"):
+        with pytest.raises(ValueError, match=r"'eval_win_rate' in metrics.csv, got \['eval_return"):
             write_report(study, tmp_path / "report", metric="win_rate")
         with pytest.raises(ValueError, match="unknown metric 'scores'; did you mean 'score'"):
             write_report(study, tmp_path / "report", metric="scores")
@@ -343,7 +359,6 @@ class TestReport:
         assert pictures == {
             "aggregate.png",
             "curves.png",
-            "joint_and_executed.png",
             "performance_profiles.png",
             "probability_of_improvement.png",
             "sample_efficiency.png",
@@ -363,6 +378,7 @@ class TestReport:
         assert "| mappo | 0.167 [" in text
         scores = (out / "scores.csv").read_text().splitlines()
         assert scores[0] == "task,method,seed,frames,eval_score,eval_joint_score"
+        assert scores[1] == "easy,mappo,0,40,1.0,1.0"  # no joint policy: the executed one
         assert scores[-1] == "hard,transformer,1,40,70.0,70.5"
         assert len(scores) == 11
 
@@ -371,7 +387,7 @@ class TestReport:
         write_report(tmp_path / "runs", tmp_path / "report", resamples=5)
         text = (tmp_path / "report" / "report.md").read_text()
         assert "my_own ‡" in text
-        assert "whether it is decentralized is not known" in text
+        assert "does not say whether the execution is decentralized" in text
 
     def test_a_failure_leaves_an_earlier_report_as_it_was(self, study, tmp_path):
         out = tmp_path / "report"
@@ -419,6 +435,24 @@ def test_missing_packages_are_explained(study, tmp_path, monkeypatch, package, e
     with pytest.raises(ImportError, match=rf'pip install "torchrl_agentmixer\[{extra}\]"'):
         write_report(study, tmp_path / "report", resamples=5)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(("count", "panels"), [(MAX_CURVES, 1), (MAX_CURVES + 1, 7)])
+def test_a_panel_has_at_most_six_curves(tmp_path, monkeypatch, count, panels):
+    """More curves get one panel each, with the first curve as the reference."""
+    by_panel = {}
+
+    def draw(axes, curve, label, color):
+        by_panel.setdefault(axes, []).append((label, color))
+        return {}
+
+    monkeypatch.setattr(plots, "_draw", draw)
+    curves = {f"m{i}": Curve((np.arange(3), np.arange(3))) for i in range(count)}
+    plot_panels({"task": curves}, tmp_path / "a.png", "frames")
+    assert len(by_panel) == panels
+    assert max(map(len, by_panel.values())) <= MAX_CURVES
+    if panels > 1:
+        assert list(by_panel.values())[1] == [("m0", "0.6"), ("m1", "C0")]
 
 
 def test_importing_needs_no_extra():

@@ -14,16 +14,16 @@ from torchrl_agentmixer.reporting.report import METRICS, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; an error that a user can mend ends it with one line."""
+    """Command line; errors that a user can fix are printed as one line."""
     parser = argparse.ArgumentParser(
         prog="python -m torchrl_agentmixer.reporting",
-        description="Tables, plots and data of all runs of a folder.",
+        description="Tables, plots and data of all runs in a folder.",
     )
-    parser.add_argument("runs", type=Path, help="laid out as <task>/<method>/<run>")
-    parser.add_argument("--out", type=Path, required=True, help="where the report goes")
+    parser.add_argument("runs", type=Path, help="a folder of <task>/<method>/<run>")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--metric", choices=METRICS, default="score")
-    parser.add_argument("--baseline", help="method that the others are compared with")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
+    parser.add_argument("--baseline", help="the method that the others are compared with")
+    parser.add_argument("--resamples", type=int, default=2000, help="number of bootstrap samples")
     chosen = parser.parse_args(arguments)
     try:
         written = write_report(

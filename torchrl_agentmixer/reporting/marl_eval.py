@@ -1,4 +1,4 @@
-"""Export to the JSON of marl-eval, the field's tool for standardized evaluations."""
+"""Export to the JSON format of marl-eval, a tool for standardized evaluations."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torchrl_agentmixer.reporting.runs import Run
 
 
 def marl_eval_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """All evaluations of the decentralized policies, in the structure that marl-eval reads.
+    """Convert all evaluations of the executed policies to the JSON structure of marl-eval.
 
-    The format is "Data Structure for Raw Experiment data" of the README of marl-eval
-    (https://github.com/instadeepai/marl-eval; Gorsane et al. 2022,
-    `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_): environment, task, algorithm, run, and
-    for each evaluation ``"step_<k>"`` with ``"step_count"`` and lists of values: ``"return"`` of
-    every episode, ``"score"`` and, where there is one, ``"win_rate"`` of them all.
-    ``"absolute_metrics"`` hold one value each, the mean of the best evaluation. marl-eval defines
-    them on ten times as many new episodes, which a run directory does not have: they are too high
-    by what was picked.
+    The structure is "Data Structure for Raw Experiment data" of the README of marl-eval
+    (https://github.com/instadeepai/marl-eval; Gorsane et al. 2022, `arXiv 2209.10485
+    <https://arxiv.org/abs/2209.10485>`_): environment,
+    task, algorithm, run, and per evaluation ``"step_<k>"`` with the ``"return"`` of every episode,
+    and the mean ``"score"`` and ``"win_rate"`` where they exist.
+
+    ``"absolute_metrics"`` are the mean of the best evaluation. marl-eval defines them on ten times
+    as many new episodes, which a run directory does not have: these values are biased upwards.
 
     Args:
         runs (sequence of Run): as :func:`read_runs` returns them.
 
     Raises:
-        ValueError: for a run whose ``evaluation.csv`` is missing or half-written.
+        ValueError: for a run whose ``evaluation.csv`` is missing or truncated.
 
     Examples:
         >>> marl_eval_data([])
@@ -49,11 +49,13 @@ def _run_data(run: Run) -> dict[str, Any]:
     }
     steps: dict[str, Any] = {}
     for index, (frames, values) in enumerate(returns.items(), 1):
-        of_all = {name: [float(by_frame[frames])] for name, by_frame in team.items()}
-        steps[f"step_{index}"] = {"step_count": frames, "return": values, **of_all}
-    names = ["return", *team]
-    means = {n: [sum(step[n]) / len(step[n]) for step in steps.values()] for n in names}
-    return {**steps, "absolute_metrics": {name: [max(values)] for name, values in means.items()}}
+        means = {name: [float(by_frame[frames])] for name, by_frame in team.items()}
+        steps[f"step_{index}"] = {"step_count": frames, "return": values, **means}
+    best = {
+        name: [max(sum(step[name]) / len(step[name]) for step in steps.values())]
+        for name in ("return", *team)
+    }
+    return {**steps, "absolute_metrics": best}
 
 
 def _episode_returns(run: Run) -> dict[int, list[float]]:

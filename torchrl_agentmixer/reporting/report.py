@@ -1,4 +1,4 @@
-"""A folder of runs as tables, plots and data."""
+"""Report on a folder of runs: tables, plots and data."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.algorithms import decentralized_execution
 from torchrl_agentmixer.reporting.marl_eval import marl_eval_data
-from torchrl_agentmixer.reporting.plots import plot_bands, plot_curves, plot_gap, plot_intervals
+from torchrl_agentmixer.reporting.plots import Curve, plot_curves, plot_intervals, plot_panels
 from torchrl_agentmixer.reporting.runs import Run, read_runs
 from torchrl_agentmixer.reporting.statistics import (
+    Cells,
     Estimate,
-    Normalized,
-    aggregate_statistics,
     by_task,
-    cell_statistics,
     final_scores,
     normalize,
     performance_profile,
     probability_of_improvement,
     sample_efficiency,
+    summary,
 )
 from torchrl_agentmixer.reporting.tables import markdown, median_table
 
@@ -34,7 +34,7 @@ METRICS = ("score", "return", "win_rate")
 _MARKS = {True: "", False: " †", None: " ‡"}
 _NOTES = {
     " †": "† executes with other agents' observations or actions: not decentralized.",
-    " ‡": "‡ a method that this package does not know; whether it is decentralized is not known.",
+    " ‡": "‡ config.json does not say whether the execution is decentralized.",
 }
 
 
@@ -48,26 +48,26 @@ def write_report(
 ) -> list[Path]:
     """Report on all runs of a folder: ``report.md``, its plots, ``scores.csv``, ``marl_eval.json``.
 
-    Scores are the last evaluation of the policy that is executed; methods whose execution is not
-    decentralized are marked. All files are written elsewhere first and moved when all are there:
-    on an error ``out`` stays as it was.
+    Scores are the last evaluation of the executed policy. Methods whose execution is not
+    decentralized are marked. On an error, ``out`` stays unchanged.
 
     Args:
-        folder (path): run directories, laid out as :func:`read_runs` says.
-        out (path): where the report goes; files of an earlier report are replaced.
+        folder (path): run directories in the layout of :func:`read_runs`.
+        out (path): folder of the report; files of an earlier report are replaced.
 
     Keyword Args:
-        metric (str): ``"score"``, team reward per step; ``"return"`` of an episode; or
-            ``"win_rate"``.
-        baseline (str, optional): the method that the others are compared with; the first by name.
-        resamples (int): bootstrap draws of an interval.
+        metric (str): ``"score"`` (team reward per step), ``"return"`` or ``"win_rate"`` of an
+            episode.
+        baseline (str, optional): the method that the others are compared with; the first by name
+            by default.
+        resamples (int): number of bootstrap samples of an interval.
 
     Returns:
         list of Path: the files.
 
     Raises:
         ValueError: for an unknown metric or baseline, or runs that cannot be compared.
-        ImportError: without rliable or matplotlib, with the command that installs them.
+        ImportError: without rliable or matplotlib, with the command that installs it.
 
     Examples:
         >>> import tempfile
@@ -91,7 +91,7 @@ def write_report(
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-        _write(runs, Path(unfinished), metric, baseline or methods[0], resamples)
+        _Report(runs, metric, baseline or methods[0], Path(unfinished), resamples).write()
         out.mkdir(exist_ok=True)
         written = []
         for path in sorted(Path(unfinished).iterdir()):
@@ -100,153 +100,119 @@ def write_report(
     return written
 
 
-def _write(runs: Sequence[Run], out: Path, metric: str, baseline: str, resamples: int) -> None:
-    column = f"eval_{metric}"
-    cells = by_task(runs)
-    titles = {run.method: run.method + _mark(run) for run in runs}
-    normalized = normalize(cells, column)
-    plot_curves(cells, column, out / "curves.png", titles=titles, resamples=resamples)
-    plot_gap(cells, column, f"eval_joint_{metric}", out / "joint_and_executed.png", titles=titles)
-    sections = [
-        "# Report",
-        f"Scores are {column} of the last evaluation, of the policy that is executed. In brackets "
-        f"are 95 % stratified bootstrap intervals over seeds, by rliable, of {resamples} draws.",
-        *(note for mark, note in _NOTES.items() if any(mark in t for t in titles.values())),
-        "## Median and deviation\n\nMedian over seeds, standard deviation, and number of seeds; in "
-        "bold where its interval of one deviation overlaps with that of the best.",
-        median_table(cells, column, titles),
-        "## Tasks",
-        _task_table(cells, metric, titles, resamples),
-        "![Learning curves: mean over seeds with its interval, and every seed](curves.png)",
-        "![The policy that collects, dashed, and the one that is executed](joint_and_executed.png)",
-    ]
-    sections += _aggregate(normalized, list(cells), titles, baseline, out, resamples)
-    (out / "report.md").write_text("\n\n".join(sections) + "\n")
-    _write_scores(runs, metric, out / "scores.csv")
-    (out / "marl_eval.json").write_text(json.dumps(marl_eval_data(runs)) + "\n")
+@dataclass(frozen=True)
+class _Report:
+    runs: Sequence[Run]
+    metric: str
+    baseline: str
+    out: Path
+    resamples: int
 
+    @cached_property
+    def cells(self) -> Cells:
+        return by_task(self.runs)
 
-def _mark(run: Run) -> str:
-    return _MARKS[decentralized_execution(run.config["algorithm"]["name"])]
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        return {r.method: r.method + _MARKS[r.decentralized_execution] for r in self.runs}
 
+    def write(self) -> None:
+        column = f"eval_{self.metric}"
+        marks = {_MARKS[run.decentralized_execution] for run in self.runs}
+        plot_curves(self.cells, self.metric, self.out / "curves.png", self.titles, self.resamples)
+        sections = [
+            "# Report",
+            f"Scores are {column} of the last evaluation, of the executed policy. Brackets: 95 % "
+            f"stratified bootstrap intervals over seeds by rliable, {self.resamples} samples.",
+            *(note for mark, note in _NOTES.items() if mark in marks),
+            "## Median and deviation\n\nMedian and standard deviation over seeds, and the number "
+            "of seeds. Bold: the interval of one deviation overlaps that of the best.",
+            median_table(self.cells, column, self.titles),
+            "## Tasks",
+            self.task_table(),
+            "Solid: mean of the executed policy over seeds with its interval, and thin, every "
+            "seed. Dashed: mean of the joint policy (or expert), for methods that have one.",
+            "![Learning curves](curves.png)",
+            *self.all_tasks(),
+        ]
+        (self.out / "report.md").write_text("\n\n".join(sections) + "\n")
+        (self.out / "marl_eval.json").write_text(json.dumps(marl_eval_data(self.runs)) + "\n")
+        with (self.out / "scores.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            columns = [column, f"eval_joint_{self.metric}"]
+            writer.writerow(["task", "method", "seed", "frames", *columns])
+            for run in self.runs:
+                finals = [run.final(c) for c in (column, run.joint_column(self.metric))]
+                writer.writerow([run.task, run.method, run.seed, run.total_frames, *finals])
 
-def _task_table(
-    cells: Mapping[str, Mapping[str, Sequence[Run]]],
-    metric: str,
-    titles: Mapping[str, str],
-    resamples: int,
-) -> str:
-    rows = []
-    for task, methods in cells.items():
-        for method, runs in methods.items():
-            statistics = cell_statistics(final_scores(runs, f"eval_{metric}"), resamples=resamples)
-            joint = f"eval_joint_{metric}"
-            known = all(joint in run.metrics for run in runs)
-            rows.append(
-                [
-                    task,
-                    titles[method],
-                    str(len(runs)),
-                    *(f"{estimate:.4g}" for estimate in statistics.values()),
-                    f"{final_scores(runs, joint).mean():.4g}" if known else "",
-                ]
-            )
-    names = ["task", "method", "seeds", "mean", "median", "IQM", "mean of the joint policy"]
-    return markdown(names, rows)
+    def task_table(self) -> str:
+        rows = []
+        for task, methods in self.cells.items():
+            for method, runs in methods.items():
+                scores = final_scores(runs, f"eval_{self.metric}")[:, None]
+                statistics = summary(scores, resamples=self.resamples).values()
+                joint = np.mean([run.final(run.joint_column(self.metric)) for run in runs])
+                numbers = [str(len(runs)), *(f"{e:.4g}" for e in statistics), f"{joint:.4g}"]
+                rows.append([task, self.titles[method], *numbers])
+        names = ["task", "method", "seeds", "mean", "median", "IQM", "mean of the joint policy"]
+        return markdown(names, rows)
 
+    def all_tasks(self) -> list[str]:
+        """Sections and plots of all tasks together."""
+        scaled = normalize(self.cells, f"eval_{self.metric}")
+        sections = [
+            "## All tasks\n\nEach task is scaled to [0, 1] by the lowest and highest evaluation of "
+            f"its runs. Tasks: {len(self.cells)}. The median of several tasks is that of their "
+            "means.",
+            *(f"{self.titles[method]}: {note}." for method, note in scaled.notes.items()),
+        ]
+        scores, options = scaled.final, {"resamples": self.resamples}
+        if not scores:
+            return sections
+        estimates = {self.titles[m]: summary(s, **options) for m, s in scores.items()}
+        rows = [
+            [self.titles[m], str(len(s)), *(f"{e:.3f}" for e in estimates[self.titles[m]].values())]
+            for m, s in scores.items()
+        ]
+        sections.append(markdown(["method", "seeds per task", "mean", "median", "IQM"], rows))
+        plot_intervals(estimates, self.out / "aggregate.png", "scaled score")
+        x = np.linspace(0.0, 1.0, 51)
+        profiles = {m: performance_profile(s, x, **options) for m, s in scores.items()}
+        self.plot("performance_profiles.png", x, profiles, "scaled score", "share of runs above")
+        curves = {m: sample_efficiency(c, **options) for m, c in scaled.curves.items()}
+        x = scaled.shares
+        self.plot("sample_efficiency.png", x, curves, "share of the budget", "IQM of scaled scores")
+        return [
+            *sections,
+            "![Statistics of all tasks](aggregate.png)",
+            *self.improvement(scores),
+            "![Performance profiles](performance_profiles.png)",
+            "![Sample efficiency](sample_efficiency.png)",
+        ]
 
-def _aggregate(
-    normalized: Normalized,
-    tasks: Sequence[str],
-    titles: Mapping[str, str],
-    baseline: str,
-    out: Path,
-    resamples: int,
-) -> list[str]:
-    """The sections of all tasks together, and their plots."""
-    counted = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
-    sections = [
-        f"## All tasks\n\nEach of the {counted} scaled to [0, 1] by the lowest and the highest "
-        "evaluation of its runs."
-    ]
-    sections += [f"{titles[method]}: {note}." for method, note in normalized.notes.items()]
-    scores = normalized.final
-    if not scores:
-        return sections
-    estimates = {titles[m]: aggregate_statistics(s, resamples=resamples) for m, s in scores.items()}
-    seeds = {titles[method]: str(len(s)) for method, s in scores.items()}
-    names = list(next(iter(estimates.values())))
-    rows = [[m, seeds[m], *(f"{e:.3f}" for e in by.values())] for m, by in estimates.items()]
-    sections.append(markdown(["method", "seeds a task", *names], rows))
-    plot_intervals(estimates, out / "aggregate.png", xlabel="scaled score")
-    sections.append("![Statistics of all tasks](aggregate.png)")
-    sections += _improvement(scores, titles, baseline, out, resamples)
-    thresholds = np.linspace(0.0, 1.0, 51)
-    profiles = {
-        titles[m]: performance_profile(s, thresholds, resamples=resamples)
-        for m, s in scores.items()
-    }
-    plot_bands(
-        thresholds,
-        profiles,
-        out / "performance_profiles.png",
-        xlabel="scaled score",
-        ylabel="share of runs above it",
-    )
-    curves = {
-        titles[m]: sample_efficiency(c, resamples=resamples) for m, c in normalized.curves.items()
-    }
-    plot_bands(
-        normalized.shares,
-        curves,
-        out / "sample_efficiency.png",
-        xlabel="share of the budget",
-        ylabel="IQM of scaled scores",
-    )
-    return [
-        *sections,
-        "![Performance profiles](performance_profiles.png)",
-        "![Sample efficiency](sample_efficiency.png)",
-    ]
-
-
-def _improvement(
-    scores: Mapping[str, np.ndarray],
-    titles: Mapping[str, str],
-    baseline: str,
-    out: Path,
-    resamples: int,
-) -> list[str]:
-    others = [method for method in scores if method != baseline]
-    if not others or baseline not in scores:
-        return []
-    name = f"P(X > {titles[baseline]})"
-    estimates: dict[str, dict[str, Estimate]] = {
-        titles[m]: {
-            name: probability_of_improvement(scores[m], scores[baseline], resamples=resamples)
+    def plot(
+        self, name: str, x: np.ndarray, estimates: Mapping[str, Estimate], *labels: str
+    ) -> None:
+        curves = {
+            self.titles[m]: Curve((x, e.value), (e.low, e.high)) for m, e in estimates.items()
         }
-        for m in others
-    }
-    plot_intervals(
-        estimates,
-        out / "probability_of_improvement.png",
-        xlabel="probability",
-        limits=(-0.02, 1.02),
-    )
-    return [
-        "Probability that a run of X scores better than one of the method that it is compared "
-        "with, ties counted half, averaged over tasks.",
-        markdown(["X", name], [[m, f"{by[name]:.3f}"] for m, by in estimates.items()]),
-        "![Probability of improvement](probability_of_improvement.png)",
-    ]
+        plot_panels({"": curves}, self.out / name, *labels)
 
-
-def _write_scores(runs: Sequence[Run], metric: str, path: Path) -> None:
-    """Every run's last evaluation."""
-    columns = (f"eval_{metric}", f"eval_joint_{metric}")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["task", "method", "seed", "frames", *columns])
-        for run in runs:
-            finals = [run.final(c) if c in run.metrics else "" for c in columns]
-            writer.writerow([run.task, run.method, run.seed, run.total_frames, *finals])
+    def improvement(self, scores: Mapping[str, np.ndarray]) -> list[str]:
+        """Section and plot of the probability of improvement over the baseline."""
+        others = [method for method in scores if method != self.baseline]
+        if not others or self.baseline not in scores:
+            return []
+        name, base = f"P(X > {self.titles[self.baseline]})", scores[self.baseline]
+        estimates: dict[str, dict[str, Estimate]] = {}
+        for m in others:
+            chance = probability_of_improvement(scores[m], base, resamples=self.resamples)
+            estimates[self.titles[m]] = {name: chance}
+        path = self.out / "probability_of_improvement.png"
+        plot_intervals(estimates, path, "probability", limits=(-0.02, 1.02))
+        return [
+            "Probability that a run of X scores better than a run of the baseline, with ties "
+            "counted half, averaged over tasks.",
+            markdown(["X", name], [[m, f"{by[name]:.3f}"] for m, by in estimates.items()]),
+            "![Probability of improvement](probability_of_improvement.png)",
+        ]

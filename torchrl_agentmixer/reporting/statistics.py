@@ -1,4 +1,4 @@
-"""Statistics over seeds and tasks, with stratified bootstrap intervals, by ``rliable``."""
+"""Statistics over seeds and tasks, with stratified bootstrap intervals by ``rliable``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ import numpy as np
 
 from torchrl_agentmixer.reporting.runs import Run
 
-# Points of a sample-efficiency curve, as shares of the budget.
-SHARES = np.arange(1, 21) / 20
+SHARES = np.arange(1, 21) / 20  # of the budget: points of a sample-efficiency curve
+Points = tuple[np.ndarray, np.ndarray]  # x and y, each [points]
+Cells = Mapping[str, Mapping[str, Sequence[Run]]]  # runs by task and method
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval; numbers, or arrays of one shape.
-
-    Examples:
-        >>> f"{Estimate(np.array(1.0), np.array(0.5), np.array(2.0)):.1f}"
-        '1.0 [0.5, 2.0]'
-    """
+    """A statistic and its 95 % interval: numbers, formatted as ``1.0 [0.5, 2.0]``, or arrays."""
 
     value: np.ndarray
     low: np.ndarray
@@ -32,7 +28,7 @@ class Estimate:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Runs by task and method, in the order of their names, each by seed."""
+    """Group runs by task and method, in alphabetical order, and sort each group by seed."""
     cells: dict[str, dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: (run.task, run.method, run.seed)):
         cells.setdefault(run.task, {}).setdefault(run.method, []).append(run)
@@ -40,7 +36,7 @@ def by_task(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
 
 
 def final_scores(runs: Sequence[Run], column: str) -> np.ndarray:
-    """The last evaluation of each run, ``[runs]``."""
+    """Last evaluation of each run, ``[runs]``."""
     return np.array([run.final(column) for run in runs])
 
 
@@ -51,31 +47,17 @@ def estimate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic with a stratified bootstrap interval over runs (Agarwal et al. 2021,
-    `arXiv 2108.13264 <https://arxiv.org/abs/2108.13264>`_), by ``rliable``.
+    """Compute a statistic with a stratified bootstrap interval over runs.
 
-    Args:
-        samples (array or sequence of arrays): ``[runs, tasks, ...]``; runs are drawn again within
-            each task, and within each entry of further axes: intervals along a curve are pointwise.
-            Several arrays are drawn independently and are arguments of their own.
-        statistic (callable): maps them to a number or an array ``[k]``; one entry is a number.
-
-    Keyword Args:
-        resamples (int): bootstrap draws.
-        seed (int): of the draws.
-
-    Raises:
-        ImportError: without rliable, with the command that installs it.
-
-    Examples:
-        >>> import numpy as np
-        >>> result = estimate(np.array([[1.0], [2.0], [3.0]]), np.mean, resamples=50)
-        >>> float(result.value), bool(result.low < 2.0 < result.high)
-        (2.0, True)
+    The method is that of Agarwal et al. 2021
+    (`arXiv 2108.13264 <https://arxiv.org/abs/2108.13264>`_), by ``rliable``. ``samples`` are
+    ``[runs, tasks, ...]``, one array or several that are resampled independently. Runs are
+    resampled within each task and each entry of further axes: intervals along a curve are
+    pointwise. ``statistic`` maps the arrays to a number or an array ``[k]``.
     """
     library, _ = _rliable()
     values = samples if isinstance(samples, np.ndarray) else list(samples)
-    # rliable draws from NumPy's global generator, whatever `random_state` it is given.
+    # rliable uses NumPy's global generator, whatever `random_state` it is given.
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -88,145 +70,110 @@ def estimate(
     return Estimate(*(x[0] if len(point) == 1 else x for x in (point, low, high)))
 
 
-def cell_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, Estimate]:
-    """Mean, median and interquartile mean of one task's runs ``[runs]``.
+def summary(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, Estimate]:
+    """Mean, median and interquartile mean (IQM) of ``[runs, tasks]``.
 
-    The median is over runs. Over tasks, rliable's median is another one: of the tasks' means.
-
-    Examples:
-        >>> statistics = cell_statistics(np.array([0.0, 1.0, 2.0, 9.0]), resamples=20)
-        >>> {name: float(estimate.value) for name, estimate in statistics.items()}
-        {'mean': 3.0, 'median': 1.5, 'IQM': 1.5}
+    The median of several tasks is that of their means; the median of one task is over its runs.
     """
     _, metrics = _rliable()
-    statistics = {"mean": np.mean, "median": np.median, "IQM": metrics.aggregate_iqm}
-    return {
-        name: estimate(scores[:, None], statistic, resamples=resamples)
-        for name, statistic in statistics.items()
-    }
-
-
-def aggregate_statistics(scores: np.ndarray, *, resamples: int = 2000) -> dict[str, Estimate]:
-    """Mean, median of the tasks' means, and interquartile mean of ``[runs, tasks]``.
-
-    Examples:
-        >>> scores = np.array([[0.0, 5.0, 7.0], [2.0, 5.0, 9.0]])
-        >>> float(aggregate_statistics(scores, resamples=20)["median of task means"].value)
-        5.0
-    """
-    _, metrics = _rliable()
-    statistics = {
-        "mean": metrics.aggregate_mean,
-        "median of task means": metrics.aggregate_median,
-        "IQM": metrics.aggregate_iqm,
-    }
-    return {
-        name: estimate(scores, statistic, resamples=resamples)
-        for name, statistic in statistics.items()
-    }
+    median = metrics.aggregate_median if scores.shape[1] > 1 else np.median
+    statistics = {"mean": np.mean, "median": median, "IQM": metrics.aggregate_iqm}
+    return {n: estimate(scores, s, resamples=resamples) for n, s in statistics.items()}
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray, *, resamples: int = 2000) -> Estimate:
-    """P(X > Y), ties counted half, averaged over tasks; of scores ``[runs, tasks]``.
-
-    Examples:
-        >>> x, y = np.array([[1.0], [3.0]]), np.array([[2.0], [3.0]])
-        >>> float(probability_of_improvement(x, y, resamples=20).value)  # of 4 pairs: 1 and a tie
-        0.375
-    """
-    _, metrics = _rliable()
-    return estimate([x, y], metrics.probability_of_improvement, resamples=resamples)
+    """P(X > Y) with ties counted half, averaged over tasks; of scores ``[runs, tasks]``."""
+    return estimate(
+        [x, y], lambda a, b: np.sign(a[:, None] - b).mean() / 2 + 0.5, resamples=resamples
+    )
 
 
 def performance_profile(
     scores: np.ndarray, thresholds: np.ndarray, *, resamples: int = 2000
 ) -> Estimate:
-    """Share of runs of all tasks that score above each threshold; of scores ``[runs, tasks]``.
-
-    Examples:
-        >>> scores, thresholds = np.array([[0.2, 0.6]]), np.array([0.0, 0.5, 1.0])
-        >>> performance_profile(scores, thresholds, resamples=20).value.tolist()
-        [1.0, 0.5, 0.0]
-    """
-    library, _ = _rliable()
-    return estimate(
-        scores, lambda draw: library.score_distributions(draw, thresholds), resamples=resamples
-    )
+    """Share of the runs of all tasks above each threshold; of scores ``[runs, tasks]``."""
+    above = lambda draw: (draw[..., None] > thresholds).mean((0, 1))  # noqa: E731
+    return estimate(scores, above, resamples=resamples)
 
 
 def sample_efficiency(curves: np.ndarray, *, resamples: int = 2000) -> Estimate:
-    """Interquartile mean over runs and tasks at each point; of ``[runs, tasks, points]``.
-
-    Examples:
-        >>> curves = np.array([[[0.0, 1.0]], [[2.0, 5.0]]])  # two runs of a task, at two points
-        >>> sample_efficiency(curves, resamples=20).value.tolist()
-        [1.0, 3.0]
-    """
-    _, metrics = _rliable()
-
-    def iqm(draw: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(draw[..., k]) for k in range(draw.shape[-1])])
-
-    return estimate(curves, iqm, resamples=resamples)
+    """Interquartile mean over runs and tasks at each point; of ``[runs, tasks, points]``."""
+    iqm = _rliable()[1].aggregate_iqm
+    statistic = lambda draw: np.array([iqm(x) for x in np.moveaxis(draw, -1, 0)])  # noqa: E731
+    return estimate(curves, statistic, resamples=resamples)
 
 
-def at_shares(run: Run, column: str, shares: np.ndarray = SHARES) -> np.ndarray:
-    """The last evaluation at or before each share of the budget, ``[shares]``; NaN before any."""
-    frames, values = run.curve(column)
-    index = np.searchsorted(frames, np.round(shares * run.total_frames), side="right") - 1
-    # A batch may end past the budget: that evaluation is the last one's.
-    index[shares >= 1] = len(values) - 1
+def values_at(frames: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Value of the last evaluation at or before each point; NaN before the first evaluation."""
+    index = np.searchsorted(frames, points, side="right") - 1
     return np.where(index >= 0, values[index.clip(0)], np.nan)
+
+
+def aligned(curves: Sequence[Points]) -> Points:
+    """Common frames ``[points]`` of several curves, and their values ``[curves, points]``.
+
+    If the curves were evaluated at different frames, they are read at 20 equal steps up to the
+    last frame that all of them reach.
+    """
+    frames = curves[0][0]
+    if all(np.array_equal(frames, other) for other, _ in curves):
+        return frames, np.stack([values for _, values in curves])
+    frames = np.round(SHARES * min(frames[-1] for frames, _ in curves))
+    values = np.stack([values_at(*curve, frames) for curve in curves])
+    known = ~np.isnan(values).any(0)
+    return frames[known], values[:, known]
 
 
 @dataclass(frozen=True)
 class Normalized:
     """Scores that can be averaged over tasks.
 
-    Each task's are scaled to [0, 1] by the lowest and the highest evaluation of all its runs, as
-    marl-eval does (Gorsane et al. 2022, `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_).
-
-    Args:
-        curves: of each method, ``[runs, tasks, shares]``; the last share is the end of training.
-        shares: of the budget, from where all runs have an evaluation.
-        notes: of methods that are not here with all their runs. rliable draws from arrays, as
-            many runs in every task: the lowest seeds of each; and no method that lacks a task.
+    Each task is scaled to [0, 1] by the lowest and highest evaluation of all its runs, as in
+    marl-eval (Gorsane et al. 2022, `arXiv 2209.10485 <https://arxiv.org/abs/2209.10485>`_).
+    rliable needs the same number of runs in every task: the lowest seeds are used, and a method
+    that lacks a task is left out.
     """
 
-    curves: dict[str, np.ndarray]
-    shares: np.ndarray
-    notes: dict[str, str]
+    curves: dict[str, np.ndarray]  # [runs, tasks, shares] by method
+    shares: np.ndarray  # of the budget, from the first at which all runs have an evaluation
+    notes: dict[str, str]  # runs that are left out, by method
 
     @property
     def final(self) -> dict[str, np.ndarray]:
-        """Scores at the end, ``[runs, tasks]``, of each method."""
+        """Scores at the end of training, ``[runs, tasks]`` by method."""
         return {method: curves[..., -1] for method, curves in self.curves.items()}
 
 
-def normalize(cells: Mapping[str, Mapping[str, Sequence[Run]]], column: str) -> Normalized:
-    """Scale every task to [0, 1], and put methods with all tasks into arrays."""
-    methods = sorted({method for task in cells.values() for method in task})
-    counts = {m: {task: len(cells[task].get(m, ())) for task in cells} for m in methods}
-    notes = {}
-    for method, count in counts.items():
+def normalize(cells: Cells, column: str) -> Normalized:
+    """Scale every task to [0, 1] and stack the runs of the methods that have all tasks."""
+    used, notes = {}, {}
+    for method in sorted({method for task in cells.values() for method in task}):
+        count = {task: len(cells[task].get(method, ())) for task in cells}
         fewest, seeds = min(count.values()), ", ".join(f"{task} {n}" for task, n in count.items())
         if not fewest:
-            notes[method] = f"left out, for it lacks a task (seeds: {seeds})"
-        elif max(count.values()) > fewest:
+            notes[method] = f"left out because it lacks a task (seeds: {seeds})"
+            continue
+        used[method] = fewest
+        if max(count.values()) > fewest:
             notes[method] = f"the {fewest} lowest seeds of each task (of {seeds})"
-    curves: dict[str, list[np.ndarray]] = {m: [] for m in methods if min(counts[m].values())}
+    scaled: dict[str, list[np.ndarray]] = {method: [] for method in used}
     for task in cells.values():
         values = np.concatenate([run.curve(column)[1] for runs in task.values() for run in runs])
         low, high = values.min(), values.max()
-        for method, tasks in curves.items():
-            fewest = min(counts[method].values())
-            points = np.stack([at_shares(run, column) for run in task[method][:fewest]])
-            tasks.append((points - low) / (high - low if high > low else 1.0))
-    stacked = {method: np.stack(tasks, 1) for method, tasks in curves.items()}
+        for method, fewest in used.items():
+            points = np.stack([_at_shares(run, column) for run in task[method][:fewest]])
+            scaled[method].append((points - low) / (high - low if high > low else 1.0))
+    stacked = {method: np.stack(tasks, 1) for method, tasks in scaled.items()}
     known = np.ones(len(SHARES), dtype=bool)
     for array in stacked.values():
         known &= ~np.isnan(array).any((0, 1))
     return Normalized({m: a[..., known] for m, a in stacked.items()}, SHARES[known], notes)
+
+
+def _at_shares(run: Run, column: str) -> np.ndarray:
+    points = np.round(SHARES * run.total_frames)
+    points[-1] = np.inf  # the last batch may end after the budget
+    return values_at(*run.curve(column), points)
 
 
 def _rliable():

@@ -1,0 +1,42 @@
+"""What several benchmarks share: printed tables, CSV files, and rounds of measurements."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Side = TypeVar("Side", bound=Hashable)
+
+
+def print_rows(rows: Sequence[Mapping[str, object]], *, header: bool = True) -> None:
+    """Print rows of a Markdown table; their keys are the header."""
+    if header:
+        print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows; their keys are the header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def alternate(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Side, list[float]]:
+    """Measure all sides in every round, so that other load of the machine affects all of them."""
+    measured: dict[Side, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, measure in sides.items():
+            measured[side].append(measure())
+    return measured
+
+
+def print_machine(what: str) -> None:
+    """Print the number of cores, their load, and what is measured."""
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"{os.cpu_count()} cores, load {load}; {what}:\n")
