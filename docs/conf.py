@@ -15,6 +15,9 @@ author = "the torchrl_agentmixer developers"
 release = version = __version__
 html_title = f"torchrl_agentmixer {__version__}"
 html_theme = "furo"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
