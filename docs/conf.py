@@ -1,4 +1,12 @@
-"""Sphinx: ``make docs``."""
+"""Sphinx configuration (``make docs``)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
 
 from torchrl_agentmixer import __version__
 
@@ -7,6 +15,9 @@ author = "the torchrl_agentmixer developers"
 release = version = __version__
 html_title = f"torchrl_agentmixer {__version__}"
 html_theme = "furo"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -24,3 +35,18 @@ autodoc_typehints = "none"  # types and shapes are in the docstrings
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def constructor_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """Show ``__init__``'s signature where a metaclass or ``__new__`` hides it behind ``*args``."""
+    if what not in ("class", "exception") or signature != "(*args, **kwargs)":
+        return None
+    parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+    shown = inspect.Signature(parameters)
+    return stringify_signature(shown, show_annotation=False), returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", constructor_signature)

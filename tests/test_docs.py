@@ -1,4 +1,4 @@
-"""The documentation: its code runs, it builds without a warning, and it has every public name."""
+"""Documentation: code blocks run, the build has no warning, the reference has all public names."""
 
 from __future__ import annotations
 
@@ -21,24 +21,17 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 STAND_IN = ROOT / "tests" / "envs" / "smacv2_stand_in"
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
-PACKAGES = (
-    "algorithms",
-    "benchmarl",
-    "diagnostics",
-    "distributions",
-    "envs",
-    "export",
-    "modules",
-    "objectives",
-    "policies",
-    "reporting",
-    "training",
+PACKAGE = ROOT / "torchrl_agentmixer"
+MODULES = sorted(
+    ["torchrl_agentmixer"]
+    + [f"torchrl_agentmixer.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")]
+    + [f"torchrl_agentmixer.{path.stem}" for path in PACKAGE.glob("[!_]*.py")]
 )
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
 def blocks(page):
-    """The page's Python blocks, as one script whose lines have the page's numbers."""
+    """The Python blocks of a page as one script with the line numbers of the page."""
     text = page.read_text()
     lines = [""] * text.count("\n")
     for match in BLOCK.finditer(text):
@@ -54,11 +47,12 @@ def name(page):
 
 
 def two_runs(path):
-    """What the page on reports finds."""
+    """Run directories for the page on reports."""
     for method in ("mappo", "agent_mixer"):
         run = RunDirectory(path / method)
         env = {"name": "matrix/climbing", "kwargs": {}, "total_frames": 40, "eval_interval": 20}
-        run.save_config({"env": env, "algorithm": {"name": method}, "seed": 0})
+        config = {"env": env, "algorithm": {"name": method}, "seed": 0}
+        run.save_config({**config, "decentralized_execution": True})
         for frames in (20, 40):
             run.log({"frames": frames, "eval_return": 7.0, "eval_score": 7.0})
             run.log_episodes(frames, Evaluation(torch.ones(2), torch.ones(2, dtype=torch.long)))
@@ -67,12 +61,12 @@ def two_runs(path):
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p).strip()], ids=name)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if page.name == "smacv2.md":  # in the place of the game
+    if page.name == "smacv2.md":  # a stand-in for the game
         monkeypatch.syspath_prepend(str(STAND_IN))
         monkeypatch.setattr("torchrl.envs.libs.smacv2._has_smacv2", True)
     if page.name == "reporting.md":
         two_runs(tmp_path / "runs")
-        monkeypatch.setitem(write_report.__kwdefaults__, "resamples", 5)  # 2,000 take a while
+        monkeypatch.setitem(write_report.__kwdefaults__, "resamples", 5)  # 2,000 take long
     script = blocks(page)
     if ">>>" in script:
         parsed = doctest.DocTestParser().get_doctest(script, {}, name(page), str(page), 0)
@@ -98,7 +92,7 @@ def built(tmp_path_factory):
 
 
 def documented(html):
-    """Names in the inventory that other projects link to."""
+    """Names in Sphinx's inventory."""
     data = (html / "objects.inv").read_bytes()
     head = b"zlib.\n"
     lines = zlib.decompress(data[data.index(head) + len(head) :]).decode().splitlines()
@@ -108,25 +102,46 @@ def documented(html):
 def test_every_public_name_is_in_the_reference(built):
     found = documented(built)
     missing = []
-    for package in ("torchrl_agentmixer", *(f"torchrl_agentmixer.{p}" for p in PACKAGES)):
-        module = importlib.import_module(package)
-        for public in module.__all__:
+    for module_name in MODULES:
+        module = importlib.import_module(module_name)
+        for public in getattr(module, "__all__", ()):
             value = getattr(module, public)
             if get_origin(value) is Literal or isinstance(value, int):
-                continue  # no docstring can be theirs
-            homes = (value.__module__, value.__module__.rpartition(".")[0], package)
+                continue  # these have no docstring
+            homes = (value.__module__, value.__module__.rpartition(".")[0], module_name)
             if not found & {f"{home}.{public}" for home in homes}:
-                missing.append(f"{package}.{public}")
+                missing.append(f"{module_name}.{public}")
     assert not missing
 
 
-def test_every_package_is_in_the_list_above():
-    packages = {p.parent.name for p in (ROOT / "torchrl_agentmixer").glob("*/__init__.py")}
-    assert packages == set(PACKAGES)
+def test_every_package_has_a_page_in_the_reference():
+    pages = {path.stem for path in (DOCS / "api").glob("*.md")}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= pages
 
 
-def test_links_between_pages_lead_somewhere():
-    """Also those that Sphinx does not follow, such as the README's."""
+def test_references_to_names_resolve(built):
+    """Sphinx does not warn of unknown targets of ``{class}`` and ``{func}``."""
+    found = documented(built)
+    targets = {
+        (name(page), target)
+        for page in PAGES
+        for target in re.findall(r"\{(?:class|func|meth|mod)\}`~?([\w.]+)`", page.read_text())
+    }
+    assert not {(page, target) for page, target in targets if target not in found}
+
+
+def test_signatures_are_those_of_the_constructors(built):
+    """TensorDict's metaclass hides them behind ``*args, **kwargs``."""
+    page = (built / "api" / "policies.html").read_text()
+    signature = page[page.index('id="torchrl_agentmixer.policies.AgentMixerPolicy"') :]
+    signature = re.sub(r"<[^>]+>", "", signature[: signature.index("</dt>")])
+    assert "groups" in signature
+    assert "modifier" in signature
+
+
+def test_links_between_pages_exist():
+    """Includes links that Sphinx does not follow, such as those of the README."""
     broken = []
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
@@ -135,11 +150,9 @@ def test_links_between_pages_lead_somewhere():
     assert not broken
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("results/*/README.md")), ids=name)
-def test_results_repeat_the_overviews_of_studies(page):
-    (overview,) = re.findall(
-        r"^\| candidate \|(?! decentralized).*\n(?:\|.*\n)+", page.read_text(), re.M
-    )
-    results = (DOCS / "results" / "README.md").read_text()
-    assert overview in results, f"{page}: copy its overview to docs/results/README.md."
-    assert f"({page.parent.name}/README.md)" in results
+def test_raw_study_output_is_not_navigation():
+    navigation = re.findall(r"```\{toctree\}(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    studies = {path.parent.name for path in DOCS.glob("results/*/README.md")}
+    assert not [s for s in studies if f"results/{s}" in "".join(navigation)]
+    linked = (DOCS / "results" / "README.md").read_text()
+    assert not [study for study in studies if f"({study}/README.md)" not in linked]
