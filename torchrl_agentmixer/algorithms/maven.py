@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy, one_hot
@@ -25,6 +25,7 @@ from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 from torchrl_agentmixer.policies.latent import LatentPolicy, masked
+from torchrl_agentmixer.policies.product import Sampled
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
@@ -230,6 +231,16 @@ class MAVEN(nn.Module):
     def progress(self) -> float:
         """Share of training done, in [0, 1]."""
         return min(self.frames / self.total_frames, 1.0)
+
+    @property
+    def evaluated_policies(self) -> dict[str, TensorDictModuleBase]:
+        """Policies to evaluate by the prefix of their metrics."""
+        joint = {} if self.policy is self.individual_policy else {"eval_joint": self.policy}
+        return {
+            "eval": self.execution_policy,
+            **joint,
+            "eval_individual": Sampled(self.individual_policy),
+        }
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.

@@ -20,6 +20,7 @@ from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.descent import descend, load_optimizer
 from torchrl_agentmixer.algorithms.schedules import Schedule, as_schedule
 from torchrl_agentmixer.objectives import DistributedValueNorm, HuberPPOLoss
+from torchrl_agentmixer.policies.product import Sampled
 
 Scheduled = float | Schedule | Mapping[str, Any]
 ClipEpsilon = float | tuple[Scheduled, Scheduled]
@@ -165,6 +166,16 @@ class PPOAlgorithm(nn.Module):
     def progress(self) -> float:
         """Share of training done, in [0, 1]."""
         return min(self.frames / self.total_frames, 1.0)
+
+    @property
+    def evaluated_policies(self) -> dict[str, TensorDictModuleBase]:
+        """Policies to evaluate by the prefix of their metrics."""
+        joint = {} if self.policy is self.individual_policy else {"eval_joint": self.policy}
+        return {
+            "eval": self.execution_policy,
+            **joint,
+            "eval_individual": Sampled(self.individual_policy),
+        }
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Improve the policy on one batch of trajectories ``[num_envs, steps]``.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.envs import EnvBase
@@ -21,6 +21,7 @@ from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import AgentMixing, JointActionCritic
 from torchrl_agentmixer.policies import AgentMixerPolicy
 from torchrl_agentmixer.policies.consistency import consistency_metrics
+from torchrl_agentmixer.policies.product import Sampled
 
 
 @dataclass(kw_only=True)
@@ -192,6 +193,16 @@ class AgentMixerSAC(nn.Module):
         self._batch_size = distributed.share(config.batch_size, "batch_size")
         self.total_frames = total_frames
         self.frames = 0
+
+    @property
+    def evaluated_policies(self) -> dict[str, TensorDictModuleBase]:
+        """Policies to evaluate by the prefix of their metrics."""
+        joint = {} if self.policy is self.individual_policy else {"eval_joint": self.policy}
+        return {
+            "eval": self.execution_policy,
+            **joint,
+            "eval_individual": Sampled(self.individual_policy),
+        }
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.

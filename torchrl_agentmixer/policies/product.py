@@ -19,6 +19,7 @@ from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
 from torchrl_agentmixer.distributions import (
@@ -187,6 +188,28 @@ def mode_policy(
             )
         )
     return TensorDictSequential(*actors, *modules)
+
+
+class Sampled(TensorDictModuleBase):
+    """A policy that samples its actions, whatever TorchRL's exploration type is.
+
+    Args:
+        policy (TensorDictModuleBase): with the same parameters, ``in_keys`` and ``out_keys``.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> Sampled(product_policy([group], [actor_module(group)])).in_keys
+        [('agents', 'observation')]
+    """
+
+    def __init__(self, policy: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with set_exploration_type(ExplorationType.RANDOM):
+            return self.policy(tensordict)
 
 
 class Mode(nn.Module):
