@@ -107,6 +107,20 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return total / world_size()
 
 
+def mean_of_entries(values: torch.Tensor) -> float | None:
+    """Mean over the entries of all ranks, which may differ in number; ``None`` of no entries.
+
+    Examples:
+        >>> mean_of_entries(torch.tensor([1.0, 2.0])), mean_of_entries(torch.tensor([]))
+        (1.5, None)
+    """
+    if world_size() == 1:
+        return float(values.float().mean()) if values.numel() else None
+    total = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel())).double()])
+    total, count = mean(total).tolist()
+    return total / count if count else None
+
+
 def average_(tensors: Iterable[torch.Tensor]) -> None:
     """Replace tensors by their means over ranks, in place, in one exchange."""
     tensors = list(tensors)

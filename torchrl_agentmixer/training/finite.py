@@ -1,4 +1,4 @@
-"""Numbers that are none: found where they appear, before they are saved."""
+"""Detection of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from tensordict import NestedKey, TensorDictBase
 
 
 def check_batch(batch: TensorDictBase, frames: int) -> None:
-    """Raise an error if a batch holds NaN or an infinity, before anything is learned from it.
+    """Raise an error if a batch contains NaN or infinity.
 
     Args:
         batch (TensorDictBase): ``[num_envs, steps]``.
         frames (int): environment steps at its end.
 
     Raises:
-        FloatingPointError: naming the entry, and the first such value's place.
+        FloatingPointError: with the key and the place of the earliest such value.
     """
-    bad = {
-        key: value
+    places = {
+        key: _places(value)
         for key, value in batch.items(include_nested=True, leaves_only=True)
         if value.is_floating_point() and not torch.isfinite(value).all()
     }
-    if not bad:
+    if not places:
         return
     time = batch.ndim - 1
 
     def order(key: NestedKey) -> tuple[int, bool]:
-        return int(_places(bad[key])[:, time].min()), key != ("next", "reward")
+        return int(places[key][:, time].min()), key != ("next", "reward")
 
-    key = min(bad, key=order)  # where it began; of a reward and its sums, the reward
-    places = _places(bad[key])
-    place = places[places[:, time].argmin()]
+    key = min(places, key=order)  # the earliest; the reward before its sums
+    place = places[key][places[key][:, time].argmin()]
     raise FloatingPointError(
-        f"entry {key!r} of the batch that ends at frame {frames} is {_where(bad[key], place)} "
+        f"entry {key!r} of the batch that ends at frame {frames} is {_where(batch[key], place)} "
         "(environment, step, ...): expected finite numbers."
     )
 
@@ -44,15 +43,15 @@ def check_batch(batch: TensorDictBase, frames: int) -> None:
 def check_update(
     metrics: Mapping[str, float | None], state: Mapping[str, Any], frames: int
 ) -> None:
-    """Raise an error if an update left NaN or an infinity, in its metrics or the parameters.
+    """Raise an error if an update's metrics or parameters contain NaN or infinity.
 
     Args:
-        metrics (mapping): of the update, losses among them.
-        state (mapping): parameters and buffers, as of ``state_dict()``.
+        metrics (mapping): metrics of the update, such as losses.
+        state (mapping): ``state_dict()`` with parameters and buffers.
         frames (int): environment steps so far.
 
     Raises:
-        FloatingPointError: naming the metric and the parameter.
+        FloatingPointError: with the names of the metric and the parameter.
 
     Examples:
         >>> check_update({"loss": 0.5}, {"weight": torch.tensor([1.0, torch.nan])}, 40)
@@ -61,23 +60,20 @@ def check_update(
         FloatingPointError: parameter 'weight' is nan at index (1,) of shape (2,) after the \
 update at frame 40: expected finite numbers.
     """
-    found = [
-        f"metric {name!r} is {value}"
-        for name, value in metrics.items()
-        if value is not None and not math.isfinite(value)
-    ]
-    parameter = _not_finite(state)
+    bad = ((n, v) for n, v in metrics.items() if v is not None and not math.isfinite(v))
+    found = [f"metric {name!r} is {value}" for name, value in bad][:1]
+    parameter = _first_not_finite(state)
     if parameter is not None:
-        found.append(parameter)
+        place = _places(state[parameter])[0]
+        found.append(f"parameter {parameter!r} is {_where(state[parameter], place)}")
     if found:
-        what = " and ".join([*found[:1], *found[1:][-1:]])
         raise FloatingPointError(
-            f"{what} after the update at frame {frames}: expected finite numbers."
+            f"{' and '.join(found)} after the update at frame {frames}: expected finite numbers."
         )
 
 
-def _not_finite(state: Mapping[str, Any]) -> str | None:
-    """The first parameter that is not finite; one transfer from the accelerator if all are."""
+def _first_not_finite(state: Mapping[str, Any]) -> str | None:
+    """Name of the first tensor with NaN or infinity; one transfer from the accelerator if none."""
     tensors = {
         name: value
         for name, value in state.items()
@@ -86,14 +82,11 @@ def _not_finite(state: Mapping[str, Any]) -> str | None:
     if not tensors:
         return None
     finite = torch.stack([torch.isfinite(value).all() for value in tensors.values()])
-    if finite.all():
-        return None
-    name = list(tensors)[int((~finite).nonzero()[0])]
-    return f"parameter {name!r} is {_where(tensors[name], _places(tensors[name])[0])}"
+    return None if finite.all() else list(tensors)[int((~finite).nonzero()[0])]
 
 
 def _places(value: torch.Tensor) -> torch.Tensor:
-    """Indices of what is not finite, ``[found, dimensions]``."""
+    """Indices of NaN and infinity, ``[found, dimensions]``."""
     return (~torch.isfinite(value)).nonzero()
 
 
