@@ -42,6 +42,8 @@ def plot_learning_curve(run: str | Path, path: str | Path | None = None) -> Path
     metrics = read_metrics(run)
     axes = figure.add_subplot()
     for name, label in _CURVES.items():
+        if name not in metrics:
+            continue
         points = [
             (frames, value)
             for frames, value in zip(metrics["frames"], metrics[name], strict=True)

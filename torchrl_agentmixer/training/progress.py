@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, TextIO
+
+from torchrl import torchrl_logger
 
 _SHOWN = ("score", "return", "eval_return")
 
 
 class ProgressBar:
-    """Frames, frames per second, time left and latest returns, where the output is a terminal.
+    """Frames, frames per second, time left and latest returns, on a terminal.
+
+    Without tqdm there is no bar, and messages go to TorchRL's logger.
 
     Args:
         total_frames (int): length of training.
 
     Keyword Args:
         file (text stream, optional): output, ``sys.stderr`` by default.
-
-    Raises:
-        ImportError: without tqdm, with the command that installs it.
 
     Examples:
         >>> import io
@@ -29,29 +31,33 @@ class ProgressBar:
     """
 
     def __init__(self, total_frames: int, *, file: TextIO | None = None) -> None:
-        try:
+        self._tqdm: Any = None
+        if find_spec("tqdm") is not None:
             from tqdm import tqdm
-        except ImportError as error:
-            raise ImportError("ProgressBar needs tqdm: pip install tqdm") from error
-        self._tqdm, self._total, self._file = tqdm, total_frames, file
+
+            self._tqdm = tqdm
+        self._options = {"total": total_frames, "unit": " frames", "unit_scale": True, "file": file}
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
     def start(self, frames: int) -> None:
         """Show the bar at ``frames``; speed and time left count from here."""
-        options = {"unit": " frames", "unit_scale": True, "file": self._file}
-        # `disable=None` disables the bar where the output is not a terminal.
-        self._bar = self._tqdm(total=self._total, initial=frames, disable=None, **options)
+        if self._tqdm is not None:  # `disable=None`: disabled where the output is not a terminal
+            self._bar = self._tqdm(initial=frames, disable=None, **self._options)
 
     def update(self, row: Mapping[str, float | None]) -> None:
         """Show a row of metrics; a missing value leaves the latest one."""
-        self._shown |= {k: f"{row[k]:.3g}" for k in _SHOWN if row.get(k) is not None}
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(row["frames"] - self._bar.n)
+        if self._bar is not None:
+            self._shown |= {k: f"{row[k]:.3g}" for k in _SHOWN if row.get(k) is not None}
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(row["frames"] - self._bar.n)
 
     def log(self, message: str) -> None:
         """Print a message above the bar."""
-        self._tqdm.write(message)
+        if self._tqdm is None:
+            torchrl_logger.info(message)
+        else:
+            self._tqdm.write(message)
 
     def close(self) -> None:
         """End the bar; its last state stays visible."""
