@@ -201,9 +201,9 @@ def test_a_run_of_two_ranks_and_its_continuation(tmp_path, name):
     assert {**first[1], "fps": 0}.keys() == second[1].keys()
     assert second[2] == []
     assert table(tmp_path / "whole")["frames"] == [40, 80, 120, 160]
-    _, parts = RunCheckpoints(tmp_path / "whole" / "checkpoints").load_newest()
+    _, state = RunCheckpoints(tmp_path / "whole" / "checkpoints").load_newest()
     assert not torch.equal(
-        *(parts[name]["collectors"][0]["data"]["state"] for name in ("collector", "collector_1"))
+        *(rank["collector"]["collectors"][0]["data"]["state"] for rank in state["ranks"])
     )
     ended = on_two_ranks(tmp_path / "b", begun)
     assert [error.exit_code for error in ended] == [143, 143]
@@ -272,6 +272,6 @@ def test_torchrun(tmp_path, workers):
     (path,) = (tmp_path / "climbing" / "mappo").iterdir()
     assert done.stdout.count(f"run directory: {path}") == 1
     assert read_metrics(path)["frames"] == [40, 80]
-    _, parts = RunCheckpoints(path / "checkpoints").load_newest()
-    first, second = (parts[name]["parameters"] for name in ("algorithm", "algorithm_1"))
+    _, state = RunCheckpoints(path / "checkpoints").load_newest()
+    first, second = (rank["algorithm"]["parameters"] for rank in state["ranks"])
     assert all(torch.equal(first[key], second[key]) for key in first)

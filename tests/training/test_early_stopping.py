@@ -68,10 +68,10 @@ def test_a_target_completes_the_run(tmp_path):
         f"{tmp_path}: stopped early at frame 80: `eval_length` 5 reaches the target 1."
     ]
     assert read_metrics(tmp_path)["frames"] == [40, 80]
-    frames, parts = RunCheckpoints(tmp_path / "checkpoints").load_newest()
+    frames, state = RunCheckpoints(tmp_path / "checkpoints").load_newest()
     assert frames == 80
     saved = torch.load(tmp_path / "algorithm.pt", weights_only=True)
-    for name, value in parts["algorithm"]["parameters"].items():
+    for name, value in state["ranks"][0]["algorithm"]["parameters"].items():
         assert torch.equal(value, saved[name]), name
 
 

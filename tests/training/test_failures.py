@@ -87,11 +87,12 @@ def four(**options):
 
 
 def newest(path):
-    """Frames and parts of the newest checkpoint, whose parameters are all finite."""
-    frames, parts = RunCheckpoints(path / "checkpoints").load_newest()
-    assert all(v.isfinite().all() for v in parts["algorithm"]["parameters"].values())
+    """Frames and algorithm of the newest checkpoint, whose parameters are all finite."""
+    frames, state = RunCheckpoints(path / "checkpoints").load_newest()
+    algorithm = state["ranks"][0]["algorithm"]
+    assert all(v.isfinite().all() for v in algorithm["parameters"].values())
     assert read_metrics(path)["frames"][-1] == frames
-    return frames, parts
+    return frames, algorithm
 
 
 def test_a_nan_reward(tmp_path):
@@ -138,13 +139,13 @@ def test_an_update_that_diverges_and_resume_with_a_lower_learning_rate(tmp_path,
     with pytest.raises(FloatingPointError, match=words) as raised:
         go(tmp_path, four(), method=Diverging(how))
     assert "checkpoint-000000000080.torchrl" in str(raised.value)
-    frames, parts = newest(tmp_path)
+    frames, saved = newest(tmp_path)
     assert frames == 80
     # The optimizer keeps its state.
     algorithm = go(tmp_path, four(), resume=True, lr=1e-5)
     assert {group["lr"] for group in algorithm.optimizer.param_groups} == {1e-5}
     steps = [state["step"] for state in algorithm.optimizer.state.values()]
-    before = [s["step"] for s in parts["algorithm"]["optimizer"]["state"].values()]
+    before = [s["step"] for s in saved["optimizer"]["state"].values()]
     assert steps == [2 * step for step in before]
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
 

@@ -60,8 +60,8 @@ def resume(config):
 
 
 def rates(folder):
-    _, parts = RunCheckpoints(folder / "checkpoints").load_newest()
-    return {group["lr"] for group in parts["algorithm"]["optimizer"]["param_groups"]}
+    _, state = RunCheckpoints(folder / "checkpoints").load_newest()
+    return {group["lr"] for group in state["ranks"][0]["algorithm"]["optimizer"]["param_groups"]}
 
 
 def saved(folder):

@@ -51,7 +51,7 @@ def test_random_numbers_are_restored_after_drawing(tmp_path, monkeypatch):
     for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
         random.seed(0), np.random.seed(0)
         run(path, "bridge", video_interval=interval)
-        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["random"])
+        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["ranks"][0]["random"])
     assert str(states[0]) == str(states[1])
 
 

@@ -35,21 +35,20 @@ class RunCheckpoints:
     Examples:
         >>> import tempfile, torch
         >>> checkpoints = RunCheckpoints(tempfile.mkdtemp())
-        >>> _ = checkpoints.save({"weights": {"w": torch.ones(2)}}, frames=10)
-        >>> frames, parts = checkpoints.load_newest()
-        >>> frames, parts["weights"]["w"]
-        (10, tensor([1., 1.]))
+        >>> _ = checkpoints.save({"weights": torch.ones(2)}, frames=10)
+        >>> checkpoints.load_newest()
+        (10, {'weights': tensor([1., 1.])})
     """
 
     def __init__(self, path: str | Path, *, keep: int = 2) -> None:
         self.path = Path(path)
         self._rotation = CheckpointRotation(self.path, keep_last=keep)
 
-    def save(self, parts: Mapping[str, State], *, frames: int) -> Path:
+    def save(self, state: State, *, frames: int) -> Path:
         """Write a checkpoint and remove the oldest ones.
 
         Args:
-            parts (mapping): states by name, nested dicts of tensors, numbers and strings.
+            state (dict): nested dicts and lists of tensors, numbers and strings.
 
         Keyword Args:
             frames (int): environment steps so far.
@@ -59,7 +58,7 @@ class RunCheckpoints:
         """
         self._remove_incomplete()
         try:
-            checkpoint = _archive({name: _Part(state) for name, state in parts.items()})
+            checkpoint = _archive(_State(state))
             return self._rotation.save(checkpoint, step=frames, metadata={"format": FORMAT})
         except (OSError, RuntimeError) as error:
             disk = next(path for path in (self.path, *self.path.parents) if path.exists())
@@ -71,16 +70,14 @@ class RunCheckpoints:
         finally:
             self._remove_incomplete()
 
-    def load_newest(
-        self, on_damage: Callable[[str], None] | None = None
-    ) -> tuple[int, dict[str, State]]:
+    def load_newest(self, on_damage: Callable[[str], None] | None = None) -> tuple[int, State]:
         """Load the newest intact checkpoint on the CPU.
 
         Args:
             on_damage (callable, optional): gets a message about each damaged newer one.
 
         Returns:
-            tuple: environment steps, and states by name.
+            tuple: environment steps, and the state.
 
         Raises:
             FileNotFoundError: without checkpoints.
@@ -110,7 +107,7 @@ class RunCheckpoints:
     def __len__(self) -> int:
         return len(self._rotation.checkpoints())
 
-    def _read(self, path: Path) -> tuple[int, dict[str, State]]:
+    def _read(self, path: Path) -> tuple[int, State]:
         try:
             with zipfile.ZipFile(path) as file:
                 damaged = file.testzip()
@@ -118,17 +115,15 @@ class RunCheckpoints:
             raise _Unusable(f"not a complete archive ({error})") from error
         if damaged is not None:
             raise _Unusable(f"wrong checksum of {damaged!r}")
-        manifest = Checkpoint.manifest(path)
-        found = manifest["metadata"].get("format")
+        found = Checkpoint.manifest(path)["metadata"].get("format")
         if found != FORMAT:
             raise _Unusable(f"expected format {FORMAT}, got {found}")
-        parts = {name: _Part({}) for name in manifest["components"]}
+        loaded = _State({})
         try:
-            _archive(parts).load(path, map_location="cpu")
+            _archive(loaded).load(path, map_location="cpu")
         except Exception as error:  # an archive of unknown content can raise anything
             raise _Unusable(f"unreadable ({error})") from error
-        frames = int(path.name.partition("-")[2].partition(".")[0])
-        return frames, {name: part.state for name, part in parts.items()}
+        return int(path.name.partition("-")[2].partition(".")[0]), loaded.state
 
     def _remove_incomplete(self) -> None:
         """Remove files of processes that died while writing."""
@@ -144,7 +139,7 @@ class _Unusable(Exception):
     """Why a checkpoint cannot be loaded."""
 
 
-class _Part:
+class _State:
     """A state with the interface that TorchRL's ``Checkpoint`` saves and loads."""
 
     def __init__(self, state: State) -> None:
@@ -157,39 +152,24 @@ class _Part:
         self.state = state
 
 
-def _archive(parts: Mapping[str, _Part]) -> Checkpoint:
+def _archive(state: _State) -> Checkpoint:
     checkpoint = Checkpoint(format="archive")
-    for name, part in parts.items():
-        checkpoint.register(name, part, adapter=StateDictCheckpointAdapter("torch"))
+    checkpoint.register("state", state, adapter=StateDictCheckpointAdapter("torch"))
     return checkpoint
 
 
-def parts_of_ranks(states: Sequence[Mapping[str, State]]) -> dict[str, State]:
-    """States of all ranks as parts of one checkpoint: ``name`` of rank 0, ``name_1``, ...
+def state_of_rank(states: Sequence[State], rank: int, world_size: int) -> State:
+    """One rank's state from those of all ranks in a checkpoint.
 
-    Examples:
-        >>> parts_of_ranks([{"random": {"a": 1}}, {"random": {"a": 2}}])
-        {'random': {'a': 1}, 'random_1': {'a': 2}}
+    Raises:
+        ValueError: if the checkpoint has another number of ranks.
     """
-    return {
-        f"{name}_{rank}" if rank else name: part
-        for rank, state in enumerate(states)
-        for name, part in state.items()
-    }
-
-
-def part_of_rank(parts: Mapping[str, State], name: str, rank: int) -> State:
-    """One rank's state from the parts of a checkpoint."""
-    return parts[f"{name}_{rank}" if rank else name]
-
-
-def check_ranks(saved: int, current: int) -> None:
-    """Raise a ``ValueError`` if a checkpoint has the states of another number of ranks."""
-    if saved != current:
+    if len(states) != world_size:
         raise ValueError(
-            f"expected the checkpoint's number of ranks {saved}, got {current}: each rank has its "
-            f"own state. Resume with `torchrun --nproc-per-node {saved}`, or without it for 1."
+            f"expected the checkpoint's number of ranks {len(states)}, got {world_size}. Resume "
+            f"with `torchrun --nproc-per-node {len(states)}`, or without it for 1."
         )
+    return states[rank]
 
 
 def random_state() -> State:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 
 
 def check_batch(batch: TensorDictBase, frames: int) -> None:
@@ -20,24 +20,19 @@ def check_batch(batch: TensorDictBase, frames: int) -> None:
     Raises:
         FloatingPointError: with the key and the place of the earliest such value.
     """
-    places = {
-        key: _places(value)
-        for key, value in batch.items(include_nested=True, leaves_only=True)
-        if value.is_floating_point() and not torch.isfinite(value).all()
-    }
-    if not places:
-        return
-    time = batch.ndim - 1
-
-    def order(key: NestedKey) -> tuple[int, bool]:
-        return int(places[key][:, time].min()), key != ("next", "reward")
-
-    key = min(places, key=order)  # the earliest; the reward before its sums
-    place = places[key][places[key][:, time].argmin()]
-    raise FloatingPointError(
-        f"entry {key!r} of the batch that ends at frame {frames} is {_where(batch[key], place)} "
-        "(environment, step, ...): expected finite numbers."
-    )
+    time, found = batch.ndim - 1, []
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            places = (~torch.isfinite(value)).nonzero()  # [found, dimensions]
+            place = places[places[:, time].argmin()]
+            # The reward comes before its sums.
+            found.append((int(place[time]), key != ("next", "reward"), key, _where(value, place)))
+    if found:
+        _, _, key, where = min(found, key=lambda entry: entry[:2])
+        raise FloatingPointError(
+            f"entry {key!r} of the batch that ends at frame {frames} is {where} (environment, "
+            "step, ...): expected finite numbers."
+        )
 
 
 def check_update(
@@ -51,7 +46,7 @@ def check_update(
         frames (int): environment steps so far.
 
     Raises:
-        FloatingPointError: with the names of the metric and the parameter.
+        FloatingPointError: with the names of the first such metric and parameter.
 
     Examples:
         >>> check_update({"loss": 0.5}, {"weight": torch.tensor([1.0, torch.nan])}, 40)
@@ -60,34 +55,22 @@ def check_update(
         FloatingPointError: parameter 'weight' is nan at index (1,) of shape (2,) after the \
 update at frame 40: expected finite numbers.
     """
-    bad = ((n, v) for n, v in metrics.items() if v is not None and not math.isfinite(v))
+    bad = ((k, v) for k, v in metrics.items() if v is not None and not math.isfinite(v))
     found = [f"metric {name!r} is {value}" for name, value in bad][:1]
-    parameter = _first_not_finite(state)
-    if parameter is not None:
-        place = _places(state[parameter])[0]
-        found.append(f"parameter {parameter!r} is {_where(state[parameter], place)}")
-    if found:
-        raise FloatingPointError(
-            f"{' and '.join(found)} after the update at frame {frames}: expected finite numbers."
-        )
-
-
-def _first_not_finite(state: Mapping[str, Any]) -> str | None:
-    """Name of the first tensor with NaN or infinity; one transfer from the accelerator if none."""
     tensors = {
         name: value
         for name, value in state.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
-    if not tensors:
-        return None
-    finite = torch.stack([torch.isfinite(value).all() for value in tensors.values()])
-    return None if finite.all() else list(tensors)[int((~finite).nonzero()[0])]
-
-
-def _places(value: torch.Tensor) -> torch.Tensor:
-    """Indices of NaN and infinity, ``[found, dimensions]``."""
-    return (~torch.isfinite(value)).nonzero()
+    finite = [torch.isfinite(value).all() for value in tensors.values()]
+    if finite and not torch.stack(finite).all():  # one transfer from the accelerator
+        name = list(tensors)[int((~torch.stack(finite)).nonzero()[0])]
+        place = (~torch.isfinite(tensors[name])).nonzero()[0]
+        found.append(f"parameter {name!r} is {_where(tensors[name], place)}")
+    if found:
+        raise FloatingPointError(
+            f"{' and '.join(found)} after the update at frame {frames}: expected finite numbers."
+        )
 
 
 def _where(value: torch.Tensor, place: torch.Tensor) -> str:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,9 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
-    check_ranks,
     load_random_state,
-    part_of_rank,
-    parts_of_ranks,
     random_state,
+    state_of_rank,
 )
 from torchrl_agentmixer.training.collection import Collection
 from torchrl_agentmixer.training.evaluation import record_gif
@@ -51,17 +49,15 @@ def train(
     on_metrics: Callable[[Row], None] | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> Row:
-    """Train an algorithm, and write metrics, evaluation episodes and checkpoints.
+    """Train an algorithm, and write metrics, evaluation episodes and checkpoints to ``run``.
 
     Checkpoints are saved before the first batch, at each ``config.checkpoint_interval``, and when
-    training ends, also by ``config.max_time``, SIGTERM or SIGINT (Ctrl-C). A run directory with
-    ``resume=True`` continues from its newest intact checkpoint with the numbers of an
-    uninterrupted run, bit for bit on a CPU, except ``fps``; with new episodes if the environment
-    has no :func:`~torchrl_agentmixer.envs.simulation_state`.
+    training ends, also by SIGTERM and SIGINT (Ctrl-C). ``RunDirectory(resume=True)`` resumes the
+    newest intact one: on a CPU to the same numbers as an uninterrupted run, bit for bit, if the
+    environment has a :func:`~torchrl_agentmixer.envs.simulation_state`.
 
     Ranks of ``torchrun`` (:mod:`torchrl_agentmixer.distributed`) each call this function with
-    their own environments, and train one policy: frames count over all ranks, gradients are
-    averaged, and the first rank evaluates and writes the run directory.
+    their own environments, and train one policy. The first rank evaluates and writes.
 
     Args:
         algorithm (Algorithm): what is trained.
@@ -80,9 +76,7 @@ def train(
         dict: last row of metrics.
 
     Raises:
-        ValueError: if ``frames_per_batch`` is not a multiple of the number of environments, no
-            checkpoint is intact, or the metric of ``early_stopping`` is unknown.
-        FileNotFoundError: without a checkpoint to resume from.
+        ValueError: for ``frames_per_batch`` that the environments do not divide.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
         RuntimeError: when a worker process dies.
         Interrupted: after SIGTERM or SIGINT.
@@ -97,9 +91,8 @@ def train(
     collection = make_collection(env, algorithm.policy, config.frames_per_batch // ranks, workers)
     log = on_message or partial(warnings.warn, stacklevel=2)
     with closing(collection), SignalHandler() as signals:
-        loop = _Loop(
-            algorithm, eval_env, config, run, collection, signals, on_start, on_metrics, log
-        )
+        hooks = (on_start, on_metrics, log)
+        loop = _Loop(algorithm, eval_env, config, run, collection, signals, *hooks)
         loop.run_batches()
     return loop.finish()
 
@@ -159,7 +152,7 @@ class _Loop:
             previous = self.position.frames
             with self.explained_errors():
                 row = self.process_batch(batches)
-            self.record(row, previous)
+            self.record(row)
             with self.explained_errors():
                 passed = time.monotonic() - start_time
                 over = self.config.max_time is not None and passed > self.config.max_time
@@ -201,16 +194,12 @@ class _Loop:
         check_update(row, self.algorithm.state_dict(), frames)
         self.collection.update_parameters()
         with self.timed("evaluate"):
-            if self.evaluates(frames):
+            crossed = _crosses(self.config.eval_interval, self.position.frames, frames)
+            if crossed or frames >= self.config.total_frames:
                 row |= distributed.from_first(lambda: self.evaluate(frames))
             else:
                 row |= no_evaluations(self.algorithm, self.eval_env)
         return row
-
-    def evaluates(self, frames: int) -> bool:
-        """Whether an evaluation follows the batch that ends at ``frames``."""
-        crossed = _crosses(self.config.eval_interval, self.position.frames, frames)
-        return crossed or frames >= self.config.total_frames
 
     def evaluate(self, frames: int) -> Row:
         results = evaluations(self.algorithm, self.eval_env, self.config)
@@ -221,20 +210,19 @@ class _Loop:
             for name, value in result.metrics(prefix).items()
         }
 
-    def record(self, row: Row, previous: int) -> None:
+    def record(self, row: Row) -> None:
         """Advance the position, and log a row."""
-        stopping, position, frames = (
+        stopping, position, previous = (
             self.config.early_stopping,
             self.position,
-            int(row["frames"] or 0),
+            self.position.frames,
         )
         stopping.check(row)
-        evaluated = self.evaluates(frames)
-        position.frames, position.row = frames, row
-        if evaluated:
+        position.frames, position.row = int(row["frames"] or 0), row
+        if row["eval_return"] is not None:
             position.stopping = stopping.after(row, position.stopping)
             self.record_video()
-        row |= rates(self.seconds, frames - previous)
+        row |= rates(self.seconds, position.frames - previous)
         self.run.log(row)
         if self.on_metrics is not None:
             self.on_metrics(row)
@@ -263,26 +251,23 @@ class _Loop:
             "collector": self.collection.state_dict(),
             "random": random_state(),
         }
-        parts = parts_of_ranks(distributed.gather(own))
-        sizes, ranks = self.run.sizes(), distributed.world_size()
-        parts["loop"] = {"position": asdict(self.position), "sizes": sizes, "ranks": ranks}
+        state = {"ranks": distributed.gather(own), "sizes": self.run.sizes(), **vars(self.position)}
         frames = self.position.frames
-        distributed.from_first(lambda: self.checkpoints.save(parts, frames=frames))
+        distributed.from_first(lambda: self.checkpoints.save(state, frames=frames))
 
     def resume(self) -> None:
         """Restore the newest intact checkpoint."""
-        frames, parts = distributed.from_first(lambda: self.checkpoints.load_newest(self.log))
-        loop, rank = parts["loop"], distributed.rank()
-        check_ranks(loop["ranks"], distributed.world_size())
-        self.algorithm.load_checkpoint_state(part_of_rank(parts, "algorithm", rank))
+        frames, state = distributed.from_first(lambda: self.checkpoints.load_newest(self.log))
+        own = state_of_rank(state.pop("ranks"), distributed.rank(), distributed.world_size())
+        self.algorithm.load_checkpoint_state(own["algorithm"])
         self.collection.update_parameters()
-        self.run.cut(loop["sizes"])
-        self.position = _Position(**loop["position"])
+        self.run.cut(state.pop("sizes"))
+        self.position = _Position(**state)
         self.log(f"resumed from the checkpoint at frame {frames:,}.")
-        reason = self.collection.load_state_dict(part_of_rank(parts, "collector", rank))
+        reason = self.collection.load_state_dict(own["collector"])
         if reason is not None:
             self.log(f"{reason}; new episodes begin.")
-        load_random_state(part_of_rank(parts, "random", rank))
+        load_random_state(own["random"])
 
     def finish(self) -> Row:
         """Write ``algorithm.pt`` if the run is complete; the last row of metrics."""

@@ -10,12 +10,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 def keep_freed_memory() -> bool:
     """Let the process reuse freed CPU memory, where the C library is glibc.
 
-    By default glibc returns large blocks to the system, and each page that it requests again is a
-    page fault: half of the update's time with the large activations of the Policy Modifier. With
-    this setting memory stays at its peak.
+    By default glibc returns large blocks to the system, and requests them again with a page fault
+    per page: half of the time of an update with a Policy Modifier. Memory then stays at its peak.
 
     Returns:
-        bool: whether the C library accepts the setting; other libraries do not change.
+        bool: whether the C library accepts the setting.
 
     Examples:
         >>> keep_freed_memory() in (True, False)
