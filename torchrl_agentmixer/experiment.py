@@ -30,7 +30,7 @@ from torchrl_agentmixer.training import (
     train,
 )
 
-# Fields that a resumed run may change: those of each call, and those that keep their saved value.
+# Fields that a resumed run may change: read at each call, or kept unless they are given.
 PER_CALL = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
 CHANGEABLE = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
 
@@ -62,12 +62,7 @@ class EnvConfig:
 
 @dataclass(kw_only=True)
 class CollectorConfig:
-    """Processes that collect.
-
-    Args:
-        num_workers: number of worker processes; 0 for collection in the training process.
-        backend: ``"multiprocessing"`` (this machine) or ``"ray"``.
-    """
+    """Worker processes that collect (0: the training process), by multiprocessing or Ray."""
 
     num_workers: int = 0
     backend: Literal["multiprocessing", "ray"] = "multiprocessing"
@@ -87,10 +82,7 @@ class ExperimentConfig:
         normalize_observations: normalize observations and state by running statistics.
         num_threads: threads of one process.
         checkpoint_interval: frames between checkpoints; ``None`` for no checkpoints.
-        keep_checkpoints: number of newest checkpoints to keep.
-        max_time: wall time in seconds after which training stops.
-        video_interval: frames between animations of an evaluation episode.
-        early_stopping: when training ends before ``env.total_frames``.
+        keep_checkpoints, max_time, video_interval, early_stopping: as in :class:`LoopConfig`.
         logger: names of :class:`MetricLoggers`.
         logger_options: keyword arguments of TorchRL's loggers by name.
         plots: write an animation of an episode at the end (``examples/train.py``: plots as well).
@@ -132,11 +124,7 @@ class ExperimentConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
-        """Build a configuration from nested plain values.
-
-        Raises:
-            ValueError: for an unknown field; the message names the nearest one.
-        """
+        """Build a configuration from nested plain values; a ``ValueError`` for unknown fields."""
         parts = {"env": EnvConfig, "collector": CollectorConfig, "early_stopping": EarlyStopping}
         nested = {k: _checked(parts[k], values[k], f"{k}.") for k in parts if k in values}
         return _checked(cls, {**values, **nested}, "")
@@ -170,7 +158,7 @@ def run(
 
     Raises:
         Interrupted: after SIGTERM or SIGINT.
-        ValueError: for an unknown field, or another change of a resumed run.
+        ValueError: for an unknown option, or another change of a resumed run.
     """
     folder = distributed.from_first(lambda: Path(folder))
     resume = distributed.from_first(
@@ -187,8 +175,7 @@ def run(
     torch.manual_seed(config.seed)  # building an environment may have drawn random numbers
     algorithm = _algorithm(config, env)
     given = vars(config.env) | vars(config)
-    names = [f.name for f in fields(LoopConfig) if f.name in given]
-    loop = LoopConfig(**{name: given[name] for name in names})
+    loop = LoopConfig(**{f.name: given[f.name] for f in fields(LoopConfig) if f.name in given})
     values = config.to_dict() | {"decentralized_execution": algorithm.decentralized_execution}
     with closing(_Output(config, folder, resume)) as output:
         hooks: dict[str, Any] = {"on_message": output.bar.log}
@@ -201,8 +188,8 @@ def run(
         if normalizer is not None:
             torch.save(normalizer.state_dict(), folder / "normalization.pt")
         if config.plots:
-            gif, steps = folder / "decentralized.gif", config.env.eval_steps
-            record_gif(algorithm.execution_policy, eval_env, gif, max_steps=steps)
+            gif, policy = folder / "decentralized.gif", algorithm.execution_policy
+            record_gif(policy, eval_env, gif, max_steps=config.env.eval_steps)
     return row
 
 
@@ -253,10 +240,8 @@ def build_workers(config: ExperimentConfig, num_envs: int, seed: int) -> Workers
     if not count:
         return None
     if num_envs % count:
-        raise ValueError(
-            f"expected `env.num_envs` per rank to be a multiple of `collector.num_workers` "
-            f"{count}, got {num_envs}."
-        )
+        key = "`env.num_envs` per rank"
+        raise ValueError(f"expected {key} to be a multiple of {count} workers, got {num_envs}.")
     seeds = np.random.SeedSequence([seed, 1]).generate_state(count) >> 1
     functions = [partial(build_env, config, num_envs // count, int(s)) for s in seeds]
     return Workers(env_functions=functions, seed=seed, backend=config.collector.backend)
@@ -287,11 +272,12 @@ def saved_config(folder: str | Path) -> ExperimentConfig:
 def resumed_config(config: ExperimentConfig, changed: Sequence[str]) -> ExperimentConfig:
     """The saved configuration of ``config.resume`` with the ``changed`` fields of ``config``."""
     values, given = saved_config(config.resume or "").to_dict(), config.to_dict()
+    allowed = (*PER_CALL, *CHANGEABLE)
     for name in changed:
-        if name.partition(".")[0] not in (*PER_CALL, *CHANGEABLE) and name[:10] != "algorithm.":
+        if name.partition(".")[0] not in allowed and not name.startswith("algorithm."):
             raise ValueError(
-                f"{config.resume}: {name!r} cannot change when a run is resumed; expected "
-                f"fields of algorithm, or {', '.join((*PER_CALL, *CHANGEABLE))}."
+                f"{config.resume}: {name!r} cannot change when a run is resumed; expected fields "
+                f"of algorithm, or {', '.join(allowed)}."
             )
     for name in (*PER_CALL, *changed):
         *path, leaf = name.split(".")
@@ -305,8 +291,9 @@ def resumed_config(config: ExperimentConfig, changed: Sequence[str]) -> Experime
 def load_run(folder: str | Path, *, num_envs: int = 1) -> tuple[Any, EnvBase, ExperimentConfig]:
     """The trained algorithm of a complete run, ``num_envs`` environments, and the configuration."""
     config, folder = saved_config(folder), Path(folder)
-    statistics = folder / "normalization.pt"
-    like = torch.load(statistics, weights_only=True) if config.normalize_observations else None
+    like = None
+    if config.normalize_observations:
+        like = torch.load(folder / "normalization.pt", weights_only=True)
     env = build_env(config, num_envs, config.seed, like=like)
     algorithm = _algorithm(config, env)
     algorithm.load_state_dict(torch.load(folder / "algorithm.pt", weights_only=True))

@@ -25,7 +25,7 @@ from torchrl_agentmixer.training.checkpointing import (
 from torchrl_agentmixer.training.collection import Collection
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
-from torchrl_agentmixer.training.metrics import batch_metrics, evaluations, no_evaluations, rates
+from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
 from torchrl_agentmixer.training.protocol import Algorithm, LoopConfig, Row
 from torchrl_agentmixer.training.run_directory import RunDirectory
 from torchrl_agentmixer.training.signals import (
@@ -49,7 +49,7 @@ def train(
     on_metrics: Callable[[Row], None] | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> Row:
-    """Train an algorithm, and write metrics, evaluation episodes and checkpoints to ``run``.
+    """Train an algorithm, write results to ``run``, and return the last row of metrics.
 
     Checkpoints are saved before the first batch, at each ``config.checkpoint_interval``, and when
     training ends, also by SIGTERM and SIGINT (Ctrl-C). ``RunDirectory(resume=True)`` resumes the
@@ -72,9 +72,6 @@ def train(
         on_metrics (callable, optional): called with each row of metrics.
         on_message (callable, optional): called with messages; a warning by default.
 
-    Returns:
-        dict: last row of metrics.
-
     Raises:
         ValueError: for ``frames_per_batch`` that the environments do not divide.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
@@ -89,9 +86,9 @@ def train(
             f"got {config.frames_per_batch}."
         )
     collection = make_collection(env, algorithm.policy, config.frames_per_batch // ranks, workers)
-    log = on_message or partial(warnings.warn, stacklevel=2)
+    ignore: Callable[[Any], None] = lambda value: None  # noqa: E731
+    hooks = on_start or ignore, on_metrics or ignore, on_message or warnings.warn
     with closing(collection), SignalHandler() as signals:
-        hooks = (on_start, on_metrics, log)
         loop = _Loop(algorithm, eval_env, config, run, collection, signals, *hooks)
         loop.run_batches()
     return loop.finish()
@@ -117,9 +114,9 @@ class _Loop:
     run: RunDirectory
     collection: Collection
     signals: SignalHandler
-    on_start: Callable[[int], None] | None
-    on_metrics: Callable[[Row], None] | None
-    log_on_rank: Callable[[str], None]
+    on_start: Callable[[int], None]
+    on_metrics: Callable[[Row], None]
+    on_message: Callable[[str], None]
 
     def __post_init__(self) -> None:
         path = self.run.path / "checkpoints"
@@ -129,18 +126,14 @@ class _Loop:
         self.eval_processes = worker_processes(self.eval_env)
 
     @property
-    def stop_reason(self) -> str | None:
-        return self.config.early_stopping.reason(self.position.stopping)
-
-    @property
     def complete(self) -> bool:
-        enough = self.position.frames >= self.config.total_frames
-        return enough or self.stop_reason is not None
+        stopped = self.config.early_stopping.reason(self.position.stopping) is not None
+        return stopped or self.position.frames >= self.config.total_frames
 
     def log(self, message: str) -> None:
-        """Log a message that all ranks have, once."""
+        """Log a message on the first rank."""
         if distributed.rank() == 0:
-            self.log_on_rank(f"{self.run.path}: {message}")
+            self.on_message(f"{self.run.path}: {message}")
 
     def run_batches(self) -> None:
         """Train until the run is complete, or the time limit or a signal ends it."""
@@ -170,10 +163,9 @@ class _Loop:
         if self.run.resume:
             self.resume()
         else:
-            distributed.start_alike(self.algorithm.state_dict())
+            distributed.broadcast_parameters(self.algorithm.state_dict())
             self.collection.update_parameters()
-        if self.on_start is not None:
-            self.on_start(self.position.frames)
+        self.on_start(self.position.frames)
         if not self.run.resume:
             self.record_video()
             self.save_checkpoint()
@@ -196,19 +188,12 @@ class _Loop:
         with self.timed("evaluate"):
             crossed = _crosses(self.config.eval_interval, self.position.frames, frames)
             if crossed or frames >= self.config.total_frames:
-                row |= distributed.from_first(lambda: self.evaluate(frames))
+                evaluated = self.algorithm, self.eval_env, self.config
+                log_episodes = partial(self.run.log_episodes, frames)
+                row |= distributed.from_first(lambda: evaluation_metrics(*evaluated, log_episodes))
             else:
-                row |= no_evaluations(self.algorithm, self.eval_env)
+                row |= no_metrics(self.algorithm, self.eval_env)
         return row
-
-    def evaluate(self, frames: int) -> Row:
-        results = evaluations(self.algorithm, self.eval_env, self.config)
-        self.run.log_episodes(frames, results["eval"])
-        return {
-            name: value
-            for prefix, result in results.items()
-            for name, value in result.metrics(prefix).items()
-        }
 
     def record(self, row: Row) -> None:
         """Advance the position, and log a row."""
@@ -224,23 +209,20 @@ class _Loop:
             self.record_video()
         row |= rates(self.seconds, position.frames - previous)
         self.run.log(row)
-        if self.on_metrics is not None:
-            self.on_metrics(row)
+        self.on_metrics(row)
 
     def record_video(self) -> None:
         """Record an evaluation episode if it is time; random numbers stay as they were."""
         interval, frames = self.config.video_interval, self.position.frames
         if interval is None or frames < self.position.next_video or distributed.rank():
             return
+        self.position.next_video = frames - frames % interval + interval
         path = self.run.path / "videos" / f"{frames:012d}.gif"
         path.parent.mkdir(exist_ok=True)
         options = {"max_steps": self.config.eval_steps, "seed": self.config.eval_seed}
         state = random_state()
-        try:
-            record_gif(self.algorithm.execution_policy, self.eval_env, path, **options)
-        finally:
-            load_random_state(state)
-        self.position.next_video = frames - frames % interval + interval
+        record_gif(self.algorithm.execution_policy, self.eval_env, path, **options)
+        load_random_state(state)
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint if ``checkpoint_interval`` is set."""
@@ -274,19 +256,17 @@ class _Loop:
         frames = self.position.frames
         if self.complete:
             if frames < self.config.total_frames:
-                self.log(f"stopped early at frame {frames:,}: {self.stop_reason}.")
+                reason = self.config.early_stopping.reason(self.position.stopping)
+                self.log(f"stopped early at frame {frames:,}: {reason}.")
             path = self.run.path / "algorithm.pt"
             distributed.from_first(lambda: torch.save(self.algorithm.state_dict(), path))
         return self.position.row
 
     def end_message(self, cause: str) -> str:
         """What ended training before its end, where, and how to resume."""
-        newest = self.checkpoints.newest
-        hint = (
-            "There is no checkpoint to resume from: set `checkpoint_interval`."
-            if newest is None
-            else f"Resume from {newest} (docs/checkpoints.md)."
-        )
+        hint = "There is no checkpoint to resume from: set `checkpoint_interval`."
+        if self.checkpoints.newest is not None:
+            hint = f"Resume from {self.checkpoints.newest} (docs/checkpoints.md)."
         return f"{cause} at frame {self.position.frames:,}. {hint}"
 
     @contextmanager
@@ -300,13 +280,12 @@ class _Loop:
             died = self.collection.dead_worker(error) or dead_worker(self.eval_processes)
             if died is None:
                 what = str(error) if isinstance(error, ConnectionError) else type(error).__name__
-                self.log_on_rank(self.end_message(what))
+                self.on_message(self.end_message(what))
                 raise
-            if self.signals.number:  # a signal to all processes of a job reaches workers as well
-                name = signal.Signals(self.signals.number).name
-                message = self.end_message(f"{name}: {died},")
-                raise Interrupted(message, self.signals.number) from error
-            raise RuntimeError(self.end_message(f"{died},")) from error
+            message, number = self.end_message(f"{died},"), self.signals.number
+            if number:  # a signal to all processes of a job reaches workers as well
+                raise Interrupted(f"{signal.Signals(number).name}: {message}", number) from error
+            raise RuntimeError(message) from error
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

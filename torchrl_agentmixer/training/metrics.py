@@ -30,16 +30,24 @@ def batch_metrics(
     return metrics if won is None else {**metrics, "win_rate": mean(won[done])}
 
 
-def evaluations(algorithm: Algorithm, env: EnvBase, config: LoopConfig) -> dict[str, Evaluation]:
-    """Evaluation of each of ``algorithm.evaluated_policies``, by its prefix."""
-    return {
-        prefix: evaluate(policy, env, max_steps=config.eval_steps, seed=config.eval_seed)
-        for prefix, policy in algorithm.evaluated_policies.items()
-    }
+def evaluation_metrics(
+    algorithm: Algorithm,
+    env: EnvBase,
+    config: LoopConfig,
+    log_episodes: Callable[[Evaluation], None],
+) -> Row:
+    """Evaluate each of ``algorithm.evaluated_policies``; the deployed one's episodes are logged."""
+    row: Row = {}
+    for prefix, policy in algorithm.evaluated_policies.items():
+        result = evaluate(policy, env, max_steps=config.eval_steps, seed=config.eval_seed)
+        row |= result.metrics(prefix)
+        if prefix == "eval":
+            log_episodes(result)
+    return row
 
 
-def no_evaluations(algorithm: Algorithm, env: EnvBase) -> Row:
-    """The columns of :func:`evaluations`, each ``None``."""
+def no_metrics(algorithm: Algorithm, env: EnvBase) -> Row:
+    """The columns of :func:`evaluation_metrics`, each ``None``."""
     wins = ["win_rate"] if "battle_won" in env.observation_spec.keys() else []  # noqa: SIM118
     names = ["return", "score", "length", *wins]
     return {f"{prefix}_{name}": None for prefix in algorithm.evaluated_policies for name in names}

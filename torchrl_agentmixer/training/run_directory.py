@@ -120,7 +120,7 @@ class RunDirectory:
             ignore (collection of str): fields that may differ, top-level or by dotted names.
 
         Returns:
-            list of str: descriptions of packages whose versions differ.
+            list of str: packages whose versions differ.
 
         Raises:
             ValueError: if other fields differ, with both values of each.

@@ -105,14 +105,7 @@ def worker_processes(env: EnvBase) -> list[BaseProcess]:
 def dead_worker(
     workers: Sequence[BaseProcess], *, owner: str = "the parallel environment"
 ) -> str | None:
-    """Description of the worker that crashed; ``None`` if none did.
-
-    Args:
-        workers (sequence of BaseProcess): worker processes.
-
-    Keyword Args:
-        owner (str): what they work for.
-    """
+    """Description of the worker of ``owner`` that crashed; ``None`` if none did."""
     running = [worker for worker in workers if not _is_closed(worker)]
     if running:
         wait([worker.sentinel for worker in running], timeout=1)  # its pipe closes before it ends
