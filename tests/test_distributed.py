@@ -145,6 +145,16 @@ def test_normalization_statistics_are_averaged_over_ranks(tmp_path):
         torch.testing.assert_close(shared[moment, "state"], joined)
 
 
+def test_averaging_the_statistics_of_one_process_changes_nothing():
+    """Bit for bit, also where squares are large."""
+    env = normalize_observations(make_env("vmas/predator_prey", num_envs=7, seed=0))
+    env.rollout(23, break_when_any_done=False)
+    normalizer = observation_normalizer(env)
+    before = normalizer.statistics.clone()
+    normalizer.average(distributed.average_)
+    assert (normalizer.statistics == before).all()
+
+
 LOOP = {"total_frames": 160, "frames_per_batch": 40, "eval_interval": 80, "eval_steps": 3}
 
 

@@ -141,7 +141,10 @@ class Collection:
 def collected_env(env: EnvBase, memory: Transform | None) -> EnvBase:
     """An environment with what collection adds: memory of the policy, and episode returns."""
     reward_sum = RewardSum(in_keys=["reward"], out_keys=["episode_reward"])
-    return TransformedEnv(with_primers(env, memory), reward_sum, auto_unwrap=False)
+    wrapped = with_primers(env, memory)
+    if wrapped is env:
+        return TransformedEnv(env, reward_sum, auto_unwrap=False)
+    return cast(TransformedEnv, wrapped).append_transform(reward_sum)  # one layer costs less
 
 
 def _nested(flat: Mapping[str, torch.Tensor], like: TensorDictBase) -> TensorDictBase:
