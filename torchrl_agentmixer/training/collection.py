@@ -62,13 +62,7 @@ class RunCollector(Collector):
 
 
 class Collection:
-    """Source of batches ``[num_envs, steps]``, collected in this process.
-
-    Args:
-        env (EnvBase): ``[num_envs]``.
-        policy (TensorDictModuleBase): acts.
-        frames_per_batch (int): environment steps of a batch.
-    """
+    """Source of batches ``[num_envs, steps]``, collected in this process."""
 
     num_workers = 0
 
@@ -94,11 +88,7 @@ class Collection:
         self.collector.update_policy_weights_()
 
     def share_statistics(self, average_: Average) -> None:
-        """Normalize observations by the statistics of all workers and ranks.
-
-        Args:
-            average_ (callable): averages a list of tensors over ranks, in place.
-        """
+        """Normalize by the statistics of all workers and ranks; ``average_`` is over ranks."""
         if self.normalizer is not None:
             self.normalizer.average(average_)
 

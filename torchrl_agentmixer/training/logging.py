@@ -65,12 +65,7 @@ class MetricLoggers:
                 raise ImportError(f"logger {name!r} needs its package: pip install {name}")
 
     def start(self, frames: int, config: Mapping[str, Any]) -> None:
-        """Start or continue the backends' runs.
-
-        Args:
-            frames (int): environment steps so far.
-            config (mapping): hyperparameters; nested fields are logged by dotted names.
-        """
+        """Start or continue the backends' runs after ``frames``, with their hyperparameters."""
         if not self.backends:
             return
         path = self.path / "loggers.json"

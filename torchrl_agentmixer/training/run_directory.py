@@ -85,11 +85,7 @@ class RunDirectory:
         _write_json(self.path / "versions.json", _versions())
 
     def saved_config(self) -> dict[str, Any]:
-        """The config of the run, as started or last resumed.
-
-        Raises:
-            FileNotFoundError: if the folder contains no run.
-        """
+        """The config of the run, as started or last resumed."""
         config = self._config_file()
         config.pop("changes", None)
         return config
@@ -99,9 +95,7 @@ class RunDirectory:
             raise FileNotFoundError(f"{self.config_path}: expected the config of a run.")
         return json.loads(self.config_path.read_text())
 
-    def _differences(
-        self, config: Mapping[str, Any], ignore: Collection[str]
-    ) -> dict[str, tuple[Any, Any]]:
+    def _differences(self, config: Mapping[str, Any], ignore: Collection[str]) -> dict[str, tuple]:
         """Saved and new value of each field that differs, by dotted name."""
         saved, new = flat_config(self.saved_config()), flat_config(config)
         return {
@@ -111,19 +105,13 @@ class RunDirectory:
         }
 
     def check_config(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> list[str]:
-        """Compare the config of a resumed run with the saved one.
-
-        Args:
-            config (mapping): config of the resumed run.
+        """Raise a ``ValueError`` if the config of a resumed run differs from the saved one.
 
         Keyword Args:
             ignore (collection of str): fields that may differ, top-level or by dotted names.
 
         Returns:
             list of str: packages whose versions differ.
-
-        Raises:
-            ValueError: if other fields differ, with both values of each.
         """
         differences = self._differences(config, ignore)
         if differences:
@@ -139,37 +127,21 @@ class RunDirectory:
     def change_config(
         self, config: Mapping[str, Any], frames: int, *, ignore: Collection[str] = ()
     ) -> None:
-        """Write the config of a resumed run, and its previous values under ``"changes"``.
-
-        Args:
-            config (mapping): config from now on.
-            frames (int): environment steps so far.
-
-        Keyword Args:
-            ignore (collection of str): top-level fields whose changes are not written.
-        """
-        differences = self._differences(config, ignore)
-        if differences:
-            before = {key: old for key, (old, _) in differences.items()}
-            changes = [
-                *self._config_file().get("changes", []),
-                {"frames": frames, "before": before},
-            ]
+        """Write the config of a resumed run, and at which frames it changed under ``"changes"``."""
+        before = {key: old for key, (old, _) in self._differences(config, ignore).items()}
+        if before:
+            changes = self._config_file().get("changes", [])
+            changes.append({"frames": frames, "before": before})
             _write_json(self.config_path, {**config, "changes": changes})
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
-        """Append a row of metrics; ``None`` is an empty cell.
-
-        Raises:
-            KeyError: if the names are not those of the first row.
-        """
+        """Append a row of metrics with the names of the first one; ``None`` is an empty cell."""
         if not self._columns:
             self._columns = list(row)
             self._append(self.metrics_path, self._columns)
-        if set(row) != set(self._columns):
+        if differing := set(row) ^ set(self._columns):
             raise KeyError(
-                f"expected metrics {self._columns}, got {list(row)}: "
-                f"{sorted(set(row) ^ set(self._columns))} differ."
+                f"expected metrics {self._columns}, got {list(row)}: {differing} differ."
             )
         self._append(self.metrics_path, [row[name] for name in self._columns])
 
@@ -188,11 +160,7 @@ class RunDirectory:
         return {path.name: path.stat().st_size if path.exists() else 0 for path in tables}
 
     def cut(self, sizes: Mapping[str, int]) -> None:
-        """Remove rows that were logged after a checkpoint.
-
-        Raises:
-            ValueError: if a table is shorter than at the checkpoint.
-        """
+        """Remove rows that were logged after a checkpoint; a ``ValueError`` if some are missing."""
         if not self.writes:
             return
         for name, size in self.sizes().items():

@@ -74,12 +74,8 @@ class Workers:
 class WorkerCollection(Collection):
     """Source of batches, collected by processes of this machine.
 
-    Args:
-        workers (Workers): configuration.
-        env (EnvBase): ``[num_envs]`` of all workers together; gives sizes, and holds the
-            statistics of all workers where observations are normalized.
-        policy (TensorDictModuleBase): acts.
-        frames_per_batch (int): environment steps of a batch of all workers.
+    ``env`` has the size of all workers' environments together, and the statistics of all workers
+    where observations are normalized.
     """
 
     def __init__(
@@ -202,14 +198,7 @@ def make_collection(
     frames_per_batch: int,
     workers: Workers | None = None,
 ) -> Collection:
-    """Build the training loop's source of batches.
-
-    Args:
-        env (EnvBase): ``[num_envs]``.
-        policy (TensorDictModuleBase): acts.
-        frames_per_batch (int): environment steps of a batch.
-        workers (Workers, optional): processes that collect instead of this one.
-    """
+    """The training loop's source of batches: ``workers``, or this process without them."""
     if workers is None:
         return Collection(env, policy, frames_per_batch)
     cls = RayCollection if workers.backend == "ray" else WorkerCollection
