@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: train test lint types unit soak docs linkcheck clean
 
 train: $(STAMP)
-	$(BIN)/python -W ignore examples/train.py
+	$(BIN)/python examples/train.py
 
 test: lint types unit
 

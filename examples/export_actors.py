@@ -10,28 +10,19 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
 from torchrl_agentmixer import export_decentralized
-from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
+from torchrl_agentmixer.envs import observation_normalizer
+from torchrl_agentmixer.experiment import load_run
 
 
 def main(run: Path, out: Path, overwrite: bool = False, one_file: bool = False) -> Path:
-    config = json.loads((run / "config.json").read_text())
-    options = dict(config["algorithm"])
-    env = make_env(config["env"]["name"], **config["env"]["kwargs"])
-    if config.get("normalize_observations"):
-        statistics = torch.load(run / "normalization.pt", weights_only=True)
-        env = normalize_observations(env, like=statistics)
-    algorithm = make_algorithm(options.pop("name"), env, 1, options)
-    algorithm.load_state_dict(torch.load(run / "algorithm.pt", weights_only=True))
-    normalizer = observation_normalizer(env)
+    algorithm, env, config = load_run(run)
+    normalizer, values = observation_normalizer(env), config.to_dict()
     return export_decentralized(
         algorithm.execution_policy,
         out,
         normalization=None if normalizer is None else normalizer.loc_and_scale(),
-        metadata={name: config[name] for name in ("env", "algorithm", "seed")},
+        metadata={name: values[name] for name in ("env", "algorithm", "seed")},
         one_file=one_file,
         overwrite=overwrite,
     )

@@ -1,4 +1,4 @@
-"""The scripts users copy from: each runs, stays short, and does what it says."""
+"""Example scripts."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def without_rates(folder):
     return {k: v for k, v in read_metrics(folder).items() if not k.startswith("fps")}
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path, train, run_script):
+def test_resume_by_the_run_directory(tmp_path, train, run_script):
     options = (
         "env=grid_predator_prey",
         "algorithm=agent_mixer",
@@ -221,19 +221,19 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, train, run_script):
     train(tmp_path / "whole", *options)
     output = train(tmp_path, *options, "max_time=1e-6")
     cut = tmp_path / "run"
-    assert "1e-06 s are over at frame 400" in output
+    assert "1e-06 s at frame 400" in output
     assert not (cut / "algorithm.pt").exists()
-    # By its directory, with the config it was begun with:
+    # With the saved config:
     output = run_script("examples/train.py", f"resume={cut}", f"hydra.run.dir={tmp_path / 'hydra'}")
     assert "resumed from the checkpoint at frame 400" in output
     assert without_rates(cut) == without_rates(tmp_path / "whole" / "run")
-    # And a complete one stays as it is.
+    # A complete run does not change.
     before = (cut / "metrics.csv").read_text()
     train(tmp_path, *options, "auto_resume=true")
     assert (cut / "metrics.csv").read_text() == before
 
 
-def test_auto_resume_begins_and_goes_on(tmp_path, train):
+def test_auto_resume_starts_and_resumes(tmp_path, train):
     options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
     train(tmp_path, *options, "max_time=1e-6")
     output = train(tmp_path, *options)
@@ -241,7 +241,7 @@ def test_auto_resume_begins_and_goes_on(tmp_path, train):
     assert read_metrics(tmp_path / "run")["frames"] == [400, 800]
 
 
-def test_another_config_is_no_continuation(tmp_path, train):
+def test_another_config_cannot_be_resumed(tmp_path, train):
     options = ("env=climbing", "algorithm=mappo", "plots=false", "auto_resume=true")
     train(tmp_path, *options, "max_time=1e-6")
     before = (tmp_path / "run" / "metrics.csv").read_text()
@@ -250,7 +250,7 @@ def test_another_config_is_no_continuation(tmp_path, train):
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
 
 
-def test_nothing_to_resume_is_explained(tmp_path, train):
+def test_resume_of_a_missing_directory_fails(tmp_path, train):
     output = train(tmp_path, f"resume={tmp_path / 'none'}", ok=False)
-    assert f"{tmp_path / 'none'} is no directory" in output
+    assert f"{tmp_path / 'none'}: expected a run directory" in output
     assert not (tmp_path / "none").exists()

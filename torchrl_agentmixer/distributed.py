@@ -1,6 +1,6 @@
-"""Several processes that train one policy, by ``torch.distributed``: what they share, and agree on.
+"""Data-parallel training by ``torch.distributed``.
 
-Every function here does what its name says with one process, too, and then costs nothing.
+Every function works with a single process as well, at no cost.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, if it did: gloo on CPU, NCCL on CUDA.
+    """Process group of ``torchrun`` (gloo on CPU, NCCL on CUDA); none without ``torchrun``.
 
-    A rank's CUDA device is the one of its number on its machine (``LOCAL_RANK``).
+    A rank uses the CUDA device of its ``LOCAL_RANK``.
 
     Examples:
         >>> with process_group():
@@ -38,16 +38,16 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(local)
     dist.init_process_group()
     yield
-    dist.destroy_process_group()  # not after an error: the others may wait elsewhere
+    dist.destroy_process_group()  # skipped after an error: other ranks may wait
 
 
 def world_size() -> int:
-    """How many ranks train together; 1 without a process group."""
+    """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process; 0, the first, writes the run directory."""
+    """Index of this process; rank 0 writes the run directory."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -55,7 +55,7 @@ def share(total: int, name: str) -> int:
     """One rank's share of ``total``.
 
     Raises:
-        ValueError: if there are ranks that would get less than others.
+        ValueError: if the number of ranks does not divide ``total``.
 
     Examples:
         >>> share(32, "num_envs")
@@ -63,24 +63,23 @@ def share(total: int, name: str) -> int:
     """
     if total % world_size():
         raise ValueError(
-            f"expected `{name}` to be a multiple of the {world_size()} ranks, among which it is "
-            f"divided, got {total}."
+            f"expected `{name}` to be a multiple of the {world_size()} ranks, got {total}."
         )
     return total // world_size()
 
 
 def own_seed(seed: int) -> int:
-    """A seed for what differs between ranks, such as environments; the first rank's is ``seed``."""
+    """Seed that differs between ranks, for example of environments; ``seed`` on rank 0."""
     if rank() == 0:
         return seed
     return int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0]) >> 1
 
 
-def start_alike(state: Mapping[str, Any]) -> None:
-    """Give all ranks the first one's parameters, and each random numbers of its own.
+def broadcast_parameters(state: Mapping[str, Any]) -> None:
+    """Copy rank 0's parameters to all ranks, and seed their generators differently.
 
     Args:
-        state (mapping): parameters and buffers, as of ``state_dict()``, changed in place.
+        state (mapping): ``state_dict()`` with parameters and buffers, changed in place.
     """
     if world_size() == 1:
         return
@@ -93,7 +92,7 @@ def start_alike(state: Mapping[str, Any]) -> None:
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
-    """The mean over ranks of a tensor that each has, of any shape.
+    """Mean of a tensor over ranks.
 
     Examples:
         >>> mean(torch.tensor([1.0, 2.0]))
@@ -107,8 +106,22 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return total / world_size()
 
 
+def mean_of_entries(values: torch.Tensor) -> float | None:
+    """Mean over the entries of all ranks, which may differ in number; ``None`` of no entries.
+
+    Examples:
+        >>> mean_of_entries(torch.tensor([1.0, 2.0])), mean_of_entries(torch.tensor([]))
+        (1.5, None)
+    """
+    if world_size() == 1:
+        return float(values.float().mean()) if values.numel() else None
+    total = torch.stack([values.double().sum().cpu(), torch.tensor(float(values.numel())).double()])
+    total, count = mean(total).tolist()
+    return total / count if count else None
+
+
 def average_(tensors: Iterable[torch.Tensor]) -> None:
-    """Replace tensors by their means over ranks, in place, in one exchange."""
+    """Average tensors over ranks, in place, in one exchange."""
     tensors = list(tensors)
     if world_size() == 1 or not tensors:
         return
@@ -118,23 +131,20 @@ def average_(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over ranks: those of the mean of the ranks' losses."""
+    """Average gradients over ranks, as of the mean of their losses."""
     average_(p.grad for p in parameters if p.grad is not None)
 
 
 def mean_and_std(
     value: torch.Tensor, *, exclude_dims: Sequence[int] = ()
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and (unbiased) standard deviation over the entries of all ranks.
+    """Mean and unbiased standard deviation over the entries of all ranks.
 
     Args:
-        value (torch.Tensor): one of the same shape on each rank.
+        value (torch.Tensor): of the same shape on each rank.
 
     Keyword Args:
-        exclude_dims (sequence of int): dimensions whose entries have statistics of their own.
-
-    Returns:
-        tuple: both of ``value``'s number of dimensions.
+        exclude_dims (sequence of int): dimensions that are not reduced.
 
     Examples:
         >>> mean_and_std(torch.tensor([1.0, 2.0, 3.0]))
@@ -151,13 +161,13 @@ def mean_and_std(
 
 
 def standardized(value: torch.Tensor, *, exclude_dims: Sequence[int] = ()) -> torch.Tensor:
-    """Entries of mean 0 and standard deviation 1 over all ranks; a single one as it is.
+    """Entries with mean 0 and standard deviation 1 over all ranks; a single entry is unchanged.
 
     Args:
-        value (torch.Tensor): one of the same shape on each rank, such as advantages.
+        value (torch.Tensor): of the same shape on each rank, such as advantages.
 
     Keyword Args:
-        exclude_dims (sequence of int): dimensions whose entries are standardized apart.
+        exclude_dims (sequence of int): dimensions whose entries are standardized separately.
 
     Examples:
         >>> standardized(torch.tensor([1.0, 2.0, 3.0]))
@@ -170,7 +180,7 @@ def standardized(value: torch.Tensor, *, exclude_dims: Sequence[int] = ()) -> to
 
 
 def mean_row(row: Mapping[str, float]) -> dict[str, float]:
-    """The means over ranks of metrics that all of them have.
+    """Means of metrics over ranks.
 
     Examples:
         >>> mean_row({"loss": 0.5})
@@ -183,7 +193,7 @@ def mean_row(row: Mapping[str, float]) -> dict[str, float]:
 
 
 def largest(*values: int) -> list[int]:
-    """For each of some numbers the largest one that any rank has, so that all decide alike.
+    """Maximum over ranks of each number, for common decisions.
 
     Examples:
         >>> largest(0, 15)
@@ -198,10 +208,10 @@ def largest(*values: int) -> list[int]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first rank makes, for all of them; an error of its own is raised on all.
+    """Result of a call on the first rank, on all ranks; its error is raised on all ranks.
 
     Args:
-        make (callable): called on the first rank alone; what it returns must be picklable.
+        make (callable): called on the first rank; its result must be picklable.
 
     Examples:
         >>> from_first(lambda: 3)
@@ -223,10 +233,10 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def gather(state: T) -> list[T]:
-    """What each rank has, in their order, with tensors on the CPU; on the first rank alone.
+    """States of all ranks with tensors on the CPU, on the first rank; else an empty list.
 
     Args:
-        state (object): picklable, such as nested dicts of tensors and numbers.
+        state (object): picklable, for example nested dicts of tensors and numbers.
     """
     if world_size() == 1:
         return [state]
@@ -238,11 +248,11 @@ def gather(state: T) -> list[T]:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Say that another rank has ended, where the exchange with it breaks."""
+    """Turn a failed exchange into an error about the other rank."""
     try:
         yield
     except RuntimeError as error:
         raise ConnectionError(
-            f"rank {rank()} of {world_size()}: another rank of this run has ended, or does not "
-            "answer; its own error tells why,"
+            f"rank {rank()} of {world_size()}: another rank has ended or does not answer, see its "
+            "error. Stopped"
         ) from error

@@ -1,4 +1,4 @@
-"""Early stopping: where a run ends and why; a resumed run ends where one in one piece does."""
+"""Early stopping: where a run ends and why; a resumed run ends at the same evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_agentmixer.training import EarlyStopping, RunCheckpoints
 
 
 def stops_at(values, stopping):
-    """Index of the evaluation that a rule stops at, by its definition, over the whole history."""
+    """Index of the evaluation that ends training, from the whole history."""
     for i, value in enumerate(values):
         if stopping.target is not None and value >= stopping.target:
             return i
@@ -54,28 +54,28 @@ def test_off_by_default_and_checked():
         EarlyStopping(min_delta=-1)
 
 
-def test_an_unknown_metric_is_told_at_the_first_batch(tmp_path):
+def test_an_unknown_metric_is_an_error_at_the_first_batch(tmp_path):
     with pytest.raises(ValueError, match=r"got 'eval_retrun'.*eval_return, eval_score") as error:
         run(tmp_path, "bridge", early_stopping=EarlyStopping(metric="eval_retrun", target=1.0))
     assert "loss_critic" in str(error.value)
     assert not (tmp_path / "algorithm.pt").exists()
 
 
-def test_a_target_ends_the_run_with_all_that_an_end_has(tmp_path):
+def test_a_target_completes_the_run(tmp_path):
     stopping = EarlyStopping(metric="eval_length", target=1.0)
     _, messages = run(tmp_path, "bridge", early_stopping=stopping)
     assert messages == [
         f"{tmp_path}: stopped early at frame 80: `eval_length` 5 reaches the target 1."
     ]
     assert read_metrics(tmp_path)["frames"] == [40, 80]
-    frames, parts = RunCheckpoints(tmp_path / "checkpoints").load_newest()
+    frames, state = RunCheckpoints(tmp_path / "checkpoints").load_newest()
     assert frames == 80
     saved = torch.load(tmp_path / "algorithm.pt", weights_only=True)
-    for name, value in parts["algorithm"]["parameters"].items():
+    for name, value in state["ranks"][0]["algorithm"]["parameters"].items():
         assert torch.equal(value, saved[name]), name
 
 
-def test_resumed_it_stops_where_it_would_have(tmp_path):
+def test_a_resumed_run_stops_at_the_same_evaluation(tmp_path):
     """eval_length is 5 at every evaluation: at 80 the best, at 160 and 240 no better."""
     stopping = EarlyStopping(metric="eval_length", patience=2)
     whole = {"total_frames": 400, "early_stopping": stopping}
@@ -88,17 +88,17 @@ def test_resumed_it_stops_where_it_would_have(tmp_path):
     _, messages = run(tmp_path / "cut", "bridge", resume=True, **whole)
     assert "stopped early at frame 240: no `eval_length` above 5 in 2 evaluations" in messages[-1]
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
-    # One that has stopped does not go on by itself,
+    # A run that stopped early stays complete,
     _, messages = run(tmp_path / "cut", "bridge", resume=True, **whole)
     assert "stopped early at frame 240" in messages[-1]
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
-    # but without the rule does, to the same numbers as one that never had it.
+    # and without early stopping it continues, equal to a run that never had it.
     run(tmp_path / "never", "bridge", total_frames=400)
     run(tmp_path / "cut", "bridge", resume=True, total_frames=400)
     assert_equal_runs(tmp_path / "never", tmp_path / "cut")
 
 
-def test_a_report_tells_a_run_that_stopped_early(tmp_path):
+def test_a_report_names_early_stopping(tmp_path):
     path = tmp_path / "runs" / "grid" / "happo" / "0"
     run(path, "bridge", early_stopping=EarlyStopping(metric="eval_length", target=1.0))
     config = {

@@ -1,4 +1,4 @@
-"""What breaks a run: it ends soon, says what it was, and a checkpoint from before stays whole."""
+"""Failures: a run ends soon, the error names the cause, and earlier checkpoints stay intact."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from torchrl.envs.transforms import Transform
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env, simulation_state
 from torchrl_agentmixer.reporting import read_metrics
-from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
+from torchrl_agentmixer.training import (
+    Interrupted,
+    LoopConfig,
+    RunCheckpoints,
+    RunDirectory,
+    train,
+)
+from torchrl_agentmixer.training.collection import STATE_UNAVAILABLE
 from torchrl_agentmixer.training.finite import check_update
-from torchrl_agentmixer.training.signals import what_died
+from torchrl_agentmixer.training.signals import SignalHandler, dead_worker
 
 TASK = partial(make_env, "grid/predator_prey", num_envs=2)
 SEEDED = partial(TASK, seed=0)
 
 
 class FromStep(Transform):
-    """Something happens from the given step of the environment on."""
+    """Calls ``happens`` from the given step of the environment on."""
 
     def __init__(self, step, happens):
         super().__init__()
@@ -54,7 +61,7 @@ def ignore_sigterm(data):
 
 
 def control_c(data):
-    """In a worker, as a terminal does it: the signal goes to the worker and to its parent."""
+    """In a worker, as a terminal does: the signal reaches the worker and its parent."""
     os.kill(os.getppid(), signal.SIGINT)
     raise KeyboardInterrupt
 
@@ -80,11 +87,12 @@ def four(**options):
 
 
 def newest(path):
-    """Frames and parts of the newest checkpoint, whose parameters are all finite."""
-    frames, parts = RunCheckpoints(path / "checkpoints").load_newest()
-    assert all(v.isfinite().all() for v in parts["algorithm"]["parameters"].values())
+    """Frames and algorithm of the newest checkpoint, whose parameters are all finite."""
+    frames, state = RunCheckpoints(path / "checkpoints").load_newest()
+    algorithm = state["ranks"][0]["algorithm"]
+    assert all(v.isfinite().all() for v in algorithm["parameters"].values())
     assert read_metrics(path)["frames"][-1] == frames
-    return frames, parts
+    return frames, algorithm
 
 
 def test_a_nan_reward(tmp_path):
@@ -94,12 +102,12 @@ def test_a_nan_reward(tmp_path):
     message = str(raised.value)
     assert "entry ('next', 'reward') of the batch that ends at frame 120 is nan" in message
     assert "index (1, 4, 0)" in message
-    assert f"{RunCheckpoints(tmp_path / 'checkpoints').newest} is from before" in message
+    assert str(RunCheckpoints(tmp_path / "checkpoints").newest) in message
     assert newest(tmp_path)[0] == 80
 
 
 class Diverging:
-    """A method that goes wrong at its third update, in the given way."""
+    """An algorithm whose third update writes NaN or infinity."""
 
     def __init__(self, how, lr=5e-4):
         self._method = make_algorithm("mappo", TASK(seed=0), 160, {"epochs": 1, "lr": lr})
@@ -127,22 +135,22 @@ class Diverging:
         ("both", r"^metric 'loss_critic' is inf and parameter 'critic\S+' is nan"),
     ],
 )
-def test_an_update_that_diverges_and_a_way_back(tmp_path, how, words):
+def test_an_update_that_diverges_and_resume_with_a_lower_learning_rate(tmp_path, how, words):
     with pytest.raises(FloatingPointError, match=words) as raised:
         go(tmp_path, four(), method=Diverging(how))
-    assert "checkpoint-000000000080.torchrl is from before" in str(raised.value)
-    frames, parts = newest(tmp_path)
+    assert "checkpoint-000000000080.torchrl" in str(raised.value)
+    frames, saved = newest(tmp_path)
     assert frames == 80
-    # On with a lower learning rate, and what the optimizer knew.
+    # The optimizer keeps its state.
     algorithm = go(tmp_path, four(), resume=True, lr=1e-5)
     assert {group["lr"] for group in algorithm.optimizer.param_groups} == {1e-5}
     steps = [state["step"] for state in algorithm.optimizer.state.values()]
-    before = [s["step"] for s in parts["algorithm"]["optimizer"]["state"].values()]
+    before = [s["step"] for s in saved["optimizer"]["state"].values()]
     assert steps == [2 * step for step in before]
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
 
 
-def test_the_first_parameter_that_is_not_finite_is_named():
+def test_the_first_parameter_with_nan_or_infinity_is_named():
     state = {"a": torch.ones(2), "n": torch.tensor(3), "b": torch.tensor([[1.0, -torch.inf]])}
     with pytest.raises(FloatingPointError, match=r"'b' is -inf at index \(0, 1\) of shape \(1, 2"):
         check_update({"loss": 1.0, "return": None}, state, 40)
@@ -152,7 +160,7 @@ def test_the_first_parameter_that_is_not_finite_is_named():
 
 def test_without_checkpoints_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(CHECKPOINTS, "checkpoint_interval", None)
-    with pytest.raises(FloatingPointError, match="There is no checkpoint to go back to"):
+    with pytest.raises(FloatingPointError, match="no checkpoint"):
         go(tmp_path, TransformedEnv(four(), FromStep(25, nan_reward)))
 
 
@@ -161,13 +169,13 @@ def test_an_environment_that_raises(tmp_path):
     env = TransformedEnv(four(), FromStep(25, error))
     with pytest.raises(ArithmeticError, match="the prey is gone"):
         go(tmp_path, env, on_message=messages.append)
-    assert messages[0].startswith("ArithmeticError after frame 80. ")
-    assert "checkpoint-000000000080.torchrl is from before" in messages[0]
+    assert "ArithmeticError at frame 80" in messages[0]
+    assert "checkpoint-000000000080.torchrl" in messages[0]
     assert newest(tmp_path)[0] == 80
 
 
 def workers(*envs):
-    return ParallelEnv(len(envs), list(envs), mp_start_method="fork")  # faster than to spawn
+    return ParallelEnv(len(envs), list(envs), mp_start_method="fork")  # faster than spawn
 
 
 def gone(pids):
@@ -191,9 +199,10 @@ def test_a_worker_whose_environment_raises(tmp_path, capfd):
     with pytest.raises(RuntimeError) as raised:
         go(tmp_path, env, on_start=lambda _: started.extend(w.pid for w in env._workers))
     assert (
-        f"worker 1 of 2 of the parallel environment (process {started[1]}) ended with exit "
-        "code 1; its own error is printed above, after frame 80. " in str(raised.value)
+        f"worker 1 of 2 of the parallel environment (process {started[1]}) ended with exit code 1"
+        in str(raised.value)
     )
+    assert "at frame 80" in str(raised.value)
     assert "ArithmeticError: the prey is gone" in capfd.readouterr().err
     assert gone(started)
     assert newest(tmp_path)[0] == 80
@@ -204,7 +213,7 @@ def stubborn():
 
 
 def test_a_worker_that_is_killed(tmp_path):
-    """The other one does not end when it is asked to: it is not left behind either."""
+    """The other worker ignores SIGTERM, and is ended as well."""
     env = workers(SEEDED, stubborn)
     started, killed = [], []
 
@@ -216,47 +225,45 @@ def test_a_worker_that_is_killed(tmp_path):
 
     with pytest.raises(RuntimeError) as raised:
         go(tmp_path, env, on_metrics=kill)
-    assert time.monotonic() - killed[0] < 60  # what a user waits: the one time there is a promise
+    assert time.monotonic() - killed[0] < 60
     assert (
-        f"worker 0 of 2 of the parallel environment (process {started[0]}) was killed by "
-        "SIGKILL, after frame 80. " in str(raised.value)
+        f"worker 0 of 2 of the parallel environment (process {started[0]}) was killed by SIGKILL"
+        in str(raised.value)
     )
     assert gone(started)
     assert newest(tmp_path)[0] == 80
-    # And the checkpoint is good: on with new workers, in new episodes.
+    # The checkpoint resumes with new workers, in new episodes.
     messages = []
     env = workers(SEEDED, SEEDED)
     go(tmp_path, env, resume=True, on_message=messages.append)
-    assert messages[-1].endswith("the environment cannot tell its state; episodes begin anew.")
+    assert STATE_UNAVAILABLE in messages[-1]
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
 
 
 def test_a_signal_to_all_processes_of_a_job(tmp_path):
-    """Ctrl-C reaches the workers too: the run ends as one that was asked to."""
-    messages = []
-    with pytest.raises(SystemExit) as ended:
-        go(tmp_path, workers(SEEDED, partial(broken, control_c)), on_message=messages.append)
-    assert ended.value.code == 130
-    assert messages[-1].startswith("SIGINT: worker 1 of 2 of the parallel environment")
+    """Ctrl-C reaches the workers too: the run ends as interrupted."""
+    with pytest.raises(Interrupted, match="SIGINT: worker 1 of 2") as ended:
+        go(tmp_path, workers(SEEDED, partial(broken, control_c)))
+    assert ended.value.exit_code == 130
     assert newest(tmp_path)[0] == 80
 
 
-def test_of_workers_that_ended_the_one_that_did_it_is_named():
-    spawn = get_context("spawn")  # without the signal handlers that this process may have by now
+def test_the_worker_that_crashed_is_named_before_those_that_were_terminated():
+    spawn = get_context("spawn")  # without the signal handlers of this process
     ended = spawn.Process(target=time.sleep, args=(60,))
     died = spawn.Process(target=os._exit, args=(3,))
-    assert what_died([]) is None
+    assert dead_worker([]) is None
     for process in (ended, died):
         process.start()
     ended.terminate()
     for process in (ended, died):
         process.join()
-    assert what_died([ended, died]).startswith("worker 1 of 2 of the parallel environment")
-    assert f"(process {died.pid}) ended with exit code 3" in what_died([ended, died])
-    assert what_died([ended]).endswith(f"(process {ended.pid}) was killed by SIGTERM")
+    assert dead_worker([ended, died]).startswith("worker 1 of 2 of the parallel environment")
+    assert f"(process {died.pid}) ended with exit code 3" in dead_worker([ended, died])
+    assert dead_worker([ended]).endswith(f"(process {ended.pid}) was killed by SIGTERM")
 
 
-def test_environments_of_several_cannot_tell_their_state():
+def test_a_serial_env_cannot_save_its_state():
     env = SerialEnv(2, SEEDED)
     env.reset()
     assert simulation_state(env) is None
@@ -266,8 +273,8 @@ class Requeued(BaseException):
     pass
 
 
-def test_a_job_that_is_told_of_its_time_limit(tmp_path):
-    """As submitit tells it, by a signal that it handles: not before there is a checkpoint."""
+def test_a_handled_sigusr2_follows_the_checkpoint(tmp_path):
+    """submitit handles SIGUSR2, and needs a complete checkpoint by then."""
 
     def requeue(number, frame):
         raise Requeued(newest(tmp_path)[0])
@@ -285,3 +292,37 @@ def test_a_job_that_is_told_of_its_time_limit(tmp_path):
     assert raised.value.args == (80,)
     go(tmp_path, four(), resume=True)
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
+
+
+@pytest.mark.parametrize("interval", [40, None])
+def test_an_interrupted_run_says_whether_it_can_be_resumed(tmp_path, monkeypatch, interval):
+    monkeypatch.setitem(CHECKPOINTS, "checkpoint_interval", interval)
+
+    def interrupt(row):
+        if row["frames"] == 80:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as raised:
+        go(tmp_path, four(), on_metrics=interrupt)
+    assert raised.value.exit_code == 143
+    message = str(raised.value)
+    assert "SIGTERM at frame 80" in message
+    newest = RunCheckpoints(tmp_path / "checkpoints").newest
+    assert (newest is None) == (interval is None)
+    assert ("no checkpoint" in message) == (newest is None)
+    assert (str(newest) in message) == (newest is not None)
+
+
+def test_a_handler_from_c_code_is_replaced_by_the_default(monkeypatch):
+    """``signal.getsignal`` returns ``None`` for it, which ``signal.signal`` rejects."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("signal.getsignal", lambda number: None)
+    try:
+        with SignalHandler() as signals:
+            signal.raise_signal(signal.SIGTERM)
+        monkeypatch.undo()
+        assert signals.received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

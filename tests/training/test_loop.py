@@ -1,4 +1,4 @@
-"""The loop: what it writes, what it counts, and what it refuses."""
+"""The training loop: its files, its columns and its errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torchrl.data import Categorical
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import Transform
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import MatrixGameEnv, make_env
+from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 from torchrl_agentmixer.reporting import plot_learning_curve, read_metrics, results_table
 from torchrl_agentmixer.training import (
     Evaluation,
@@ -71,24 +72,28 @@ def test_writes_metrics_evaluations_and_parameters(tmp_path):
     assert all(torch.equal(saved[key], current[key]) for key in current)
 
 
-@pytest.mark.parametrize("name", ["agent_mixer", "mappo"])
-def test_evaluates_executed_joint_and_individual_policies(tmp_path, monkeypatch, name):
-    """The joint one apart only where there is one."""
+def test_every_evaluated_policy_has_columns(tmp_path, monkeypatch):
     evaluated = []
 
-    def numbered(policy, env, *, deterministic, **kwargs):
-        evaluated.append((policy, deterministic))
+    def numbered(policy, env, **kwargs):
+        evaluated.append(policy)
         return Evaluation(torch.full((3,), float(len(evaluated))), torch.ones(3))
 
     monkeypatch.setattr("torchrl_agentmixer.training.metrics.evaluate", numbered)
     once = LoopConfig(total_frames=40, frames_per_batch=40, eval_interval=40, eval_steps=5)
-    row, _, algorithm = small_run(tmp_path, loop=once, name=name)
-    policies = [(algorithm.execution_policy, True), (algorithm.individual_policy, False)]
-    if name == "agent_mixer":
-        policies.insert(1, (algorithm.policy, True))
-    assert evaluated == policies
-    number = (row["eval_return"], row["eval_joint_return"], row["eval_individual_return"])
-    assert number == ((1, 2, 3) if name == "agent_mixer" else (1, 1, 2))
+    row, _, algorithm = small_run(tmp_path, loop=once)
+    prefixes = list(algorithm.evaluated_policies)
+    assert prefixes == ["eval", "eval_joint", "eval_individual"]
+    assert evaluated[:2] == [algorithm.execution_policy, algorithm.policy]
+    assert [row[f"{prefix}_return"] for prefix in prefixes] == [1, 2, 3]
+
+
+def test_without_a_joint_policy_there_are_no_joint_columns(tmp_path):
+    row, _, _ = small_run(tmp_path, name="mappo")
+    assert {name.rpartition("_")[0] for name in row if name.startswith("eval")} == {
+        "eval",
+        "eval_individual",
+    }
 
 
 def test_same_seed_same_csv(tmp_path):
@@ -108,18 +113,18 @@ def test_evaluating_more_often_does_not_change_training(tmp_path):
     assert a["score"] == b["score"]
 
 
-def test_refuses_a_used_run_directory_and_keeps_it(tmp_path):
+def test_a_used_run_directory_is_an_error_and_stays(tmp_path):
     _, run, _ = small_run(tmp_path / "run")
     before = run.metrics_path.read_bytes()
-    with pytest.raises(FileExistsError, match="results of another run"):
+    with pytest.raises(FileExistsError, match=r"metrics\.csv"):
         RunDirectory(run.path)
     assert run.metrics_path.read_bytes() == before
 
 
-def test_a_folder_is_claimed_before_anything_is_written(tmp_path):
-    """Two runs that start at once: the second writes nothing, not even its config."""
+def test_a_folder_is_reserved_at_once(tmp_path):
+    """Of two runs that start together, the second one writes nothing."""
     first = RunDirectory(tmp_path)
-    with pytest.raises(FileExistsError, match=r"or its claim, an empty metrics\.csv"):
+    with pytest.raises(FileExistsError, match=r"metrics\.csv"):
         RunDirectory(tmp_path)
     first.log({"frames": 1})
     assert first.metrics_path.read_text() == "frames\n1\n"
@@ -179,32 +184,69 @@ def test_frames_must_fit_the_environments(tmp_path):
         LoopConfig(total_frames=1, frames_per_batch=1, eval_interval=0, eval_steps=1)
 
 
-def test_evaluation_counts_first_episodes_only():
-    """A game lasts one step: later steps of a rollout belong to other episodes."""
-    env = MatrixGameEnv(torch.full((2, 2), 3.0), num_envs=5)
-    result = evaluate(lambda td: env.rand_action(td), env, max_steps=4)
+def first_episodes(policy, env, max_steps, seed):
+    """Returns and lengths of the first episodes of a full rollout, by a loop."""
+    env = with_memory(env, policy) if isinstance(policy, torch.nn.Module) else env
+    env.set_seed(seed)
+    torch.manual_seed(seed)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        rollout = env.rollout(max_steps, policy, break_when_any_done=False)
+    returns, lengths = torch.zeros(env.batch_size), []
+    for i, (rewards, done) in enumerate(
+        zip(rollout["next", "reward"], rollout["next", "done"], strict=True)
+    ):
+        ends = done.squeeze(-1).nonzero().flatten().tolist()
+        lengths.append(ends[0] + 1 if ends else max_steps)
+        padded = torch.where(torch.arange(max_steps) < lengths[-1], rewards.squeeze(-1), 0)
+        returns[i] = padded.sum()
+    return returns, lengths
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "memory"),
+    [
+        ("grid/predator_prey", {"max_steps": 20}, 0),
+        ("grid/predator_prey", {"max_steps": 20}, 4),
+        ("grid/bridge_crossing", {}, 0),
+        ("memory/recall", {}, 4),
+        ("vmas/predator_prey", {"max_steps": 20}, 0),
+        ("vmas/predator_prey", {"max_steps": 60}, 0),
+        ("vmas/simple_tag", {"max_steps": 10}, 0),
+    ],
+)
+def test_evaluation_equals_the_first_episodes_of_a_full_rollout(name, options, memory):
+    """Bit for bit: environments that end early restart, and draw the same random numbers."""
+    env = make_env(name, num_envs=16, seed=0, **options)
+    torch.manual_seed(0)
+    policy = make_algorithm("mappo", env, 100, {"memory_dim": memory}).policy
+    result = evaluate(policy, env, max_steps=40, seed=7)
+    returns, lengths = first_episodes(policy, env, 40, 7)
+    assert torch.equal(result.returns, returns)
+    assert result.lengths.tolist() == lengths
+
+
+class CountedSteps(Transform):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def _step(self, tensordict, next_tensordict):
+        self.count += 1
+        return next_tensordict
+
+    def _reset(self, tensordict, tensordict_reset):
+        return tensordict_reset
+
+
+def test_evaluation_stops_when_all_first_episodes_have_ended():
+    env = TransformedEnv(
+        MatrixGameEnv(torch.full((2, 2), 3.0), num_envs=5), counted := CountedSteps()
+    )
+    result = evaluate(env.rand_action, env, max_steps=20)
+    assert counted.count == 1
     assert result.returns.tolist() == [3.0] * 5
     assert result.lengths.tolist() == [1] * 5
     assert result.score == 3.0
-
-
-def test_evaluation_against_a_loop_over_environments():
-    env = make_env("grid/predator_prey", num_envs=16, penalty=-1.0, max_steps=20)
-    policy = lambda td: td.set(  # noqa: E731
-        ("agents", "action"), (td["agents", "observation"].sum(-1) * 7).long() % 5
-    )
-    result = evaluate(policy, env, max_steps=40, seed=7)
-    env.set_seed(7)
-    rollout = env.rollout(40, policy, break_when_any_done=False)
-    for i in range(16):
-        total, length = 0.0, 0
-        for t in range(40):
-            total += rollout["next", "reward"][i, t].item()
-            length += 1
-            if rollout["next", "done"][i, t].item():
-                break
-        assert result.returns[i].item() == pytest.approx(total, abs=1e-4)
-        assert result.lengths[i].item() == length
 
 
 def test_evaluation_by_modes_or_by_samples():
@@ -254,7 +296,7 @@ def test_log_rejects_other_columns(tmp_path):
 
 
 class Won(Transform):
-    """Calls a game of climbing won where it pays 11."""
+    """Marks a game of climbing as won where the reward is 11."""
 
     def _call(self, next_tensordict):
         reward = next_tensordict.get("reward", None)
@@ -270,7 +312,7 @@ class Won(Transform):
         return observation_spec
 
 
-def test_win_rates_are_logged_where_battles_are_won(tmp_path):
+def test_win_rates_are_logged(tmp_path):
     torch.manual_seed(0)
     env, eval_env = (TransformedEnv(make_env("matrix/climbing", num_envs=20), Won()) for _ in "ab")
     algorithm = make_algorithm("mappo", env, 120, {"epochs": 1})

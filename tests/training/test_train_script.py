@@ -1,4 +1,4 @@
-"""What ``examples/train.py`` puts together: loggers, early stopping, and changes on resuming."""
+"""``examples/train.py`` and ``torchrl_agentmixer.experiment``: resume, loggers, early stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from torchrl_agentmixer.algorithms import available_algorithms, default_options
 from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
+from torchrl_agentmixer.experiment import ExperimentConfig, resumed_config, run
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import RunCheckpoints
 
@@ -40,97 +42,88 @@ def script():
     return example("train")
 
 
-def config(*overrides):
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+@pytest.fixture
+def config(script):
+    return lambda *overrides: script.compose(overrides)
 
 
-def resume(script, folder, *overrides):
-    """As the command line does."""
-    overrides = (f"resume={folder}", "plots=false", "num_threads=1", *overrides)
-    merged, changed = script.continuation(config(*overrides), overrides)
-    return script.run(merged, folder, changed=changed)
+@pytest.fixture
+def resume(config):
+    """Resume a run as the command line does."""
+
+    def resume(folder, *overrides):
+        overrides = (f"resume={folder}", "plots=false", "num_threads=1", *overrides)
+        changed = [override.partition("=")[0] for override in overrides]
+        return run(resumed_config(config(*overrides), changed), folder, changed=changed)
+
+    return resume
 
 
 def rates(folder):
-    _, parts = RunCheckpoints(folder / "checkpoints").load_newest()
-    return {group["lr"] for group in parts["algorithm"]["optimizer"]["param_groups"]}
+    _, state = RunCheckpoints(folder / "checkpoints").load_newest()
+    return {group["lr"] for group in state["ranks"][0]["algorithm"]["optimizer"]["param_groups"]}
 
 
 def saved(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def test_a_resumed_run_takes_a_lower_learning_rate_and_notes_it(tmp_path, script):
-    script.run(config(*TINY, "max_time=1e-6", "logger=tensorboard"), tmp_path)
+def test_a_resumed_run_takes_a_lower_learning_rate_and_logs_it(tmp_path, config, resume):
+    run(config(*TINY, "max_time=1e-6", "logger=tensorboard"), tmp_path)
     assert read_metrics(tmp_path)["frames"] == [20]
-    resume(script, tmp_path, "algorithm.lr=1e-5", "max_time=1e-6")
-    resume(script, tmp_path)  # and keeps it
+    resume(tmp_path, "algorithm.lr=1e-5", "max_time=1e-6")
+    resume(tmp_path)  # keeps it
     assert read_metrics(tmp_path)["frames"] == [20, 40, 60, 80]
     assert rates(tmp_path) == {1e-5}
     assert saved(tmp_path)["algorithm"]["lr"] == 1e-5
     assert saved(tmp_path)["changes"] == [{"frames": 20, "before": {"algorithm.lr": 5e-4}}]
-    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 3  # the logger stays
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 3  # the logger is kept
 
 
-def test_what_makes_it_another_run_is_refused(tmp_path, script):
-    script.run(config(*TINY, "max_time=1e-6"), tmp_path)
+def test_other_changes_of_a_resumed_run_are_errors(tmp_path, config, resume):
+    run(config(*TINY, "max_time=1e-6"), tmp_path)
     before = saved(tmp_path)
     for change in ("env.total_frames=100", "seed=1", "algorithm=ippo"):
         with pytest.raises(ValueError, match=f"'{change.partition('=')[0]}' cannot change when"):
-            resume(script, tmp_path, change)
+            resume(tmp_path, change)
     with pytest.raises(ValueError, match="expected the state of the same method"):
-        resume(script, tmp_path, "algorithm.critic_hidden=[8]")
+        resume(tmp_path, "algorithm.critic_hidden=[8]")
     assert saved(tmp_path) == before
-    resume(script, tmp_path)
+    resume(tmp_path)
     assert read_metrics(tmp_path)["frames"] == [20, 40, 60, 80]
 
 
-def test_early_stopping_by_config_and_on_without_it(tmp_path, script):
-    script.run(
-        config(*TINY, "early_stopping.metric=eval_length", "early_stopping.target=1"), tmp_path
-    )
+def test_early_stopping_by_config_and_resume_without_it(tmp_path, config, resume):
+    run(config(*TINY, "early_stopping.metric=eval_length", "early_stopping.target=1"), tmp_path)
     assert read_metrics(tmp_path)["frames"] == [20]
     assert (tmp_path / "algorithm.pt").exists()
-    resume(script, tmp_path, "max_time=1e-6")
+    resume(tmp_path, "max_time=1e-6")
     assert read_metrics(tmp_path)["frames"] == [20]
-    resume(script, tmp_path, "early_stopping.target=null", "max_time=1e-6")
+    resume(tmp_path, "early_stopping.target=null", "max_time=1e-6")
     assert read_metrics(tmp_path)["frames"] == [20, 40]
-    assert not (tmp_path / "algorithm.pt").exists()  # it is no longer at its end
+    assert not (tmp_path / "algorithm.pt").exists()  # it is not complete any more
     assert saved(tmp_path)["changes"][0]["before"] == {"early_stopping.target": 1}
 
 
-def test_a_run_of_before_there_were_these_fields_goes_on(tmp_path, script):
-    script.run(config(*TINY, "max_time=1e-6"), tmp_path)
-    older = saved(tmp_path)
-    for field in script.KEPT:
-        del older[field]
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    resume(script, tmp_path)
-    assert read_metrics(tmp_path)["frames"] == [20, 40, 60, 80]
-
-
-def test_a_missing_package_is_told_before_anything_is_written(tmp_path, script, monkeypatch):
+def test_a_missing_package_is_an_error_before_anything_is_written(tmp_path, config, monkeypatch):
     monkeypatch.setattr("torchrl_agentmixer.training.logging.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
-        script.run(config(*TINY, "logger=[wandb,tensorboard]"), tmp_path / "run")
+        run(config(*TINY, "logger=[wandb,tensorboard]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_normalized_observations_are_resumed_and_deployed(tmp_path, script):
+def test_normalized_observations_are_resumed_and_deployed(tmp_path, config, resume):
     options = (*TINY, "env=bridge_crossing", "normalize_observations=true")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    script.run(config(*options), whole)
-    script.run(config(*options, "max_time=1e-6"), stopped)
+    run(config(*options), whole)
+    run(config(*options, "max_time=1e-6"), stopped)
     assert not (stopped / "normalization.pt").exists()
-    resume(script, stopped)
+    resume(stopped)
     for name in ("algorithm.pt", "normalization.pt"):
         torch.testing.assert_close(load(whole / name), load(stopped / name), rtol=0, atol=0)
     assert read_metrics(whole)["eval_return"] == read_metrics(stopped)["eval_return"]
 
-    # A team that is loaded, and one that is exported, see what the team in training saw.
+    # Loaded and exported actors have the normalization of training.
     score = example("evaluate_decentralized").main(whole, 2)
     assert score == pytest.approx(read_metrics(whole)["eval_score"][-1])
     env = normalize_observations(
@@ -139,10 +132,39 @@ def test_normalized_observations_are_resumed_and_deployed(tmp_path, script):
     loc, scale = observation_normalizer(env).loc_and_scale()["agents"]
     card = json.loads(example("export_actors").main(whole, tmp_path / "team").read_text())
     for i, agent in enumerate(card["agents"]):
-        told = agent["normalization"]
-        torch.testing.assert_close(torch.tensor(told["loc"]).flatten(), loc[i])
-        torch.testing.assert_close(torch.tensor(told["scale"]).flatten(), scale[i])
+        normalization = agent["normalization"]
+        torch.testing.assert_close(torch.tensor(normalization["loc"]).flatten(), loc[i])
+        torch.testing.assert_close(torch.tensor(normalization["scale"]).flatten(), scale[i])
 
 
 def load(path):
     return torch.load(path, weights_only=True)
+
+
+def test_config_json_has_all_hyperparameters(tmp_path, config):
+    run(config(*TINY, "max_time=1e-6"), tmp_path)
+    found = saved(tmp_path)
+    assert found["algorithm"].keys() == {"name", *default_options("mappo")}
+    assert found["algorithm"]["epochs"] == 1
+    assert found["decentralized_execution"] is True
+    assert found["checkpoint_interval"] == found["env"]["eval_interval"] == 20
+
+
+def test_without_hydra(tmp_path, config):
+    """The same run from Python as from the command line."""
+    composed = config(*TINY)
+    env, algorithm = vars(composed.env), composed.algorithm
+    values = {"env": env, "algorithm": algorithm, "num_threads": 1, "plots": False}
+    rows = [
+        run(ExperimentConfig.from_dict(values), tmp_path / "python"),
+        run(composed, tmp_path / "hydra"),
+    ]
+    first, second = ({k: v for k, v in row.items() if k[:3] != "fps"} for row in rows)
+    assert first == second
+    with pytest.raises(ValueError, match=r"'env.num_env'.*'env.num_envs'"):
+        ExperimentConfig.from_dict({**values, "env": {**env, "num_env": 1}})
+
+
+def test_every_algorithm_has_a_config_node(script):
+    for name in available_algorithms():
+        assert script.compose([f"algorithm={name}"]).algorithm["name"] == name

@@ -1,4 +1,4 @@
-"""What shows how a run goes: animations that change nothing, and a line on the terminal."""
+"""Animations, which do not change training, and the progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def names(path):
 
 
 @pytest.mark.parametrize("kind", ["bridge", "vmas"])
-def test_videos_change_nothing_and_go_on(tmp_path, kind, monkeypatch):
+def test_videos_do_not_change_training_and_resume(tmp_path, kind, monkeypatch):
     """Evaluations are at 80, 160 and 240; the first after 200 frames is the last."""
     monkeypatch.setitem(RUNS, "vmas", ("vmas/predator_prey", "mappo", {"epochs": 1}))
     first, last = (f"{frames:012d}.gif" for frames in (0, 240))
@@ -41,7 +41,7 @@ def test_videos_change_nothing_and_go_on(tmp_path, kind, monkeypatch):
     assert_equal_runs(tmp_path / "none", tmp_path / "cut")
 
 
-def test_whatever_drawing_does_to_random_numbers(tmp_path, monkeypatch):
+def test_random_numbers_are_restored_after_drawing(tmp_path, monkeypatch):
     def drawing(*args, **kwargs):
         random.random(), np.random.rand(), torch.rand(1)
         return record_gif(*args, **kwargs)
@@ -51,7 +51,7 @@ def test_whatever_drawing_does_to_random_numbers(tmp_path, monkeypatch):
     for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
         random.seed(0), np.random.seed(0)
         run(path, "bridge", video_interval=interval)
-        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["random"])
+        states.append(RunCheckpoints(path / "checkpoints").load_newest()[1]["ranks"][0]["random"])
     assert str(states[0]) == str(states[1])
 
 
@@ -60,7 +60,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_begins_where_the_run_does_and_shows_its_returns():
+def test_a_bar_starts_at_the_frames_so_far_and_shows_returns():
     screen = Terminal()
     bar = ProgressBar(1000, file=screen)
     bar.start(600)
@@ -72,7 +72,9 @@ def test_a_bar_begins_where_the_run_does_and_shows_its_returns():
     assert "800/1.00k" in last
     assert re.search(r"\[\d\d:\d\d<(\d\d:\d\d|\?)", last)  # time so far, and time left
     assert "frames/s" in last
-    assert "return=1.25, eval_return=4.5, score=0.5" in last  # what a row lacks stays
+    assert (
+        "return=1.25, eval_return=4.5, score=0.5" in last
+    )  # a missing value leaves the latest one
     assert "60%" in screen.getvalue()
 
 
@@ -81,7 +83,19 @@ def test_a_bar_is_quiet_without_a_terminal(capsys):
     bar = ProgressBar(1000, file=file)
     bar.start(0)
     bar.update({"frames": 1000, "return": 1.0})
-    bar.say("resumed")
+    bar.log("resumed")
     bar.close()
     assert file.getvalue() == ""
     assert capsys.readouterr().out == "resumed\n"
+
+
+def test_without_tqdm_there_is_no_bar(monkeypatch):
+    messages = []
+    monkeypatch.setattr("torchrl_agentmixer.training.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("torchrl_agentmixer.training.progress.torchrl_logger.info", messages.append)
+    bar = ProgressBar(1000)
+    bar.start(0)
+    bar.update({"frames": 10, "return": 1.0})
+    bar.log("resumed")
+    bar.close()
+    assert messages == ["resumed"]

@@ -36,6 +36,6 @@ def with_primers(env: EnvBase, primers: Transform | None) -> EnvBase:
     """The same, by what the policy's modules ask for, which a worker process can be sent."""
     if primers is None or "is_init" in env.observation_spec.keys():  # noqa: SIM118
         return env
-    env = TransformedEnv(env, InitTracker())
+    env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
     env.append_transform(primers)
     return env

@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
 
-from torchrl_agentmixer import distributed
 from torchrl_agentmixer.groups import agent_groups
 
 
@@ -74,11 +73,27 @@ class ObservationNormalizer(VecNormV2):
         self._var.update_(self._var.maximum(self._loc.pow(2)))
 
     @torch.no_grad()
-    def average_over_ranks(self) -> None:
-        """Make the statistics of all ranks those of all their steps, as many as a rank has had."""
-        if distributed.world_size() == 1:
-            return
-        self.statistics.update_(merged_statistics([self.statistics], mean=distributed.mean))
+    def average(self, average_: Callable[[list[torch.Tensor]], None]) -> None:
+        """Average the statistics of several processes, weighted by their numbers of steps.
+
+        Args:
+            average_ (callable): averages a list of tensors over the processes, in place.
+
+        Examples:
+            >>> from torchrl_agentmixer.envs import make_env
+            >>> env = normalize_observations(make_env("grid/predator_prey", num_envs=8))
+            >>> env.transform.average(lambda tensors: None)  # of one process
+        """
+        keys = list(self._count.keys(True, True))
+        count = {key: self._count[key].double() for key in keys}
+        sums = [(part, key) for part in (self._loc, self._var) for key in keys]
+        # In float64 the product and the quotient are exact: one process changes nothing.
+        values = [part[key] * count[key] for part, key in ((p.double(), k) for p, k in sums)]
+        average_([*count.values(), *values])
+        for (part, key), value in zip(sums, values, strict=True):
+            part[key].copy_(value / count[key])
+        for key in keys:
+            self._count[key].copy_(count[key].round())
 
     def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.
@@ -93,19 +108,14 @@ class ObservationNormalizer(VecNormV2):
         }
 
 
-def merged_statistics(
-    several: Sequence[TensorDictBase], *, mean: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> TensorDict:
-    """Statistics of all steps of processes that each began with the same ones.
+def merged_statistics(several: Sequence[TensorDictBase]) -> TensorDict:
+    """Statistics of all steps of several processes that began with the same statistics.
 
     Args:
-        several (sequence of TensorDictBase): ``statistics`` of an :class:`ObservationNormalizer`.
-
-    Keyword Args:
-        mean (callable, optional): a further mean, over ranks.
+        several (sequence of TensorDictBase): ``statistics`` of :class:`ObservationNormalizer`.
 
     Returns:
-        TensorDict: their means, by how many steps each has had; and the mean number of steps.
+        TensorDict: means weighted by the processes' numbers of steps, and the mean number.
 
     Examples:
         >>> a, b = ({"loc": {"state": torch.tensor(x)}, "count": {"state": torch.tensor(n)}}
@@ -115,14 +125,13 @@ def merged_statistics(
         >>> both["loc", "state"].item(), both["count", "state"].item()
         (2.5, 2)
     """
-    mean = mean or (lambda value: value)
     result = several[0].clone()
     for key in result["count"].keys(True, True):
         counts = torch.stack([one["count"][key] for one in several]).double()
-        count = mean(counts.mean(0))  # resets count too, and differ in number
+        count = counts.mean(0)  # resets count too, and differ in number
         for name in ("loc", "var"):
             weighted = [one[name][key] * n for one, n in zip(several, counts, strict=True)]
-            result[name][key].copy_(mean(torch.stack(weighted).mean(0)) / count)
+            result[name][key].copy_(torch.stack(weighted).mean(0) / count)
         result["count"][key].copy_(count.round())
     return result
 
@@ -182,7 +191,7 @@ def normalize_observations(
             )
         statistics = training.statistics
     normalizer = ObservationNormalizer(keys, shared_data=statistics)
-    env = TransformedEnv(env, normalizer)
+    env = TransformedEnv(env, normalizer, auto_unwrap=False)
     if isinstance(like, Mapping):
         normalizer.load_state_dict(like)
     if like is not None:

@@ -1,4 +1,4 @@
-"""When a run may end before its budget: a target is reached, or nothing improves any more."""
+"""Early stopping."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Row = Mapping[str, float | None]
+Metrics = Mapping[str, float | None]
 State = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """End a run at an evaluation where a metric is high enough, or has long not risen.
+    """End training at an evaluation that reaches a target, or after several without improvement.
 
     Args:
-        metric: a column of ``metrics.csv``; higher is better.
-        target: stop at an evaluation with at least so much; ``None`` for no target.
-        patience: stop after so many evaluations in a row without an improvement; ``None`` for
-            any number.
-        min_delta: an evaluation improves if it is higher than the best one before by more than
-            this.
+        metric: column of ``metrics.csv``; higher is better.
+        target: smallest value that ends training; ``None`` for no target.
+        patience: number of evaluations in a row without an improvement that ends training;
+            ``None`` for no limit.
+        min_delta: an evaluation improves if it exceeds the best one so far by more than this.
 
     Raises:
         ValueError: for a ``patience`` below 1 or a negative ``min_delta``.
@@ -44,29 +43,19 @@ class EarlyStopping:
         if self.min_delta < 0:
             raise ValueError(f"EarlyStopping: expected `min_delta` >= 0, got {self.min_delta}.")
 
-    @property
-    def enabled(self) -> bool:
-        """Whether there is a target or a patience."""
-        return self.target is not None or self.patience is not None
-
-    def check(self, row: Row) -> None:
-        """Raise an error if the metric is none that the run has.
-
-        Raises:
-            ValueError: naming those it has.
-        """
-        if self.enabled and self.metric not in row:
+    def check(self, row: Metrics) -> None:
+        """Raise a ``ValueError`` if the metric is not in ``row`` and would be needed."""
+        enabled = self.target is not None or self.patience is not None
+        if enabled and self.metric not in row:
             raise ValueError(
                 f"EarlyStopping: expected `metric` to be a column of metrics.csv, got "
-                f"{self.metric!r}. There are: {', '.join(sorted(row))}."
+                f"{self.metric!r}. Columns: {', '.join(sorted(row))}."
             )
 
-    def after(self, row: Row, state: State) -> State:
-        """The state after an evaluation; an empty cell, as of no episode, changes nothing.
+    def after(self, row: Metrics, state: State) -> State:
+        """State after an evaluation with metrics ``row``; the initial state is empty.
 
-        Args:
-            row (mapping): of metrics.
-            state (mapping): before it; empty at the beginning.
+        A missing value leaves the state unchanged.
         """
         value = row.get(self.metric)
         if value is None:
@@ -77,7 +66,7 @@ class EarlyStopping:
         return {"last": value, "best": best, "stale": state["stale"] + 1}
 
     def reason(self, state: State) -> str | None:
-        """Why the run ends here; ``None`` where it goes on."""
+        """Why training ends in this state; ``None`` where it continues."""
         if not state:
             return None
         if self.target is not None and state["last"] >= self.target:

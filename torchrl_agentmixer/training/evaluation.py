@@ -1,12 +1,12 @@
-"""Scores of a policy over whole episodes, and a look at one of them."""
+"""Evaluation of a policy over whole episodes, and animations of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import nn
@@ -20,7 +20,7 @@ PolicyCallable = Callable[[TensorDictBase], TensorDictBase]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The first episode of every environment in a batch.
+    """Results of one episode per environment of a batch.
 
     Args:
         returns: undiscounted team return of each episode, ``[num_envs]``.
@@ -40,7 +40,7 @@ class Evaluation:
 
     @property
     def episode_columns(self) -> dict[str, torch.Tensor]:
-        """What is known of each episode, by name, each ``[num_envs]``."""
+        """Results of each episode by name, each ``[num_envs]``."""
         columns = {"return": self.returns, "length": self.lengths}
         return columns if self.wins is None else {**columns, "won": self.wins.long()}
 
@@ -64,20 +64,20 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = True,
 ) -> Evaluation:
-    """Run one episode in each environment of a batch.
+    """Run one episode in each environment of a batch, until all have ended.
 
-    The global random generator is left as it was, so that evaluating more or less often does not
-    change a training run.
+    The global random generator is restored afterwards: evaluation does not change training.
 
     Args:
         policy (callable): acts on the environment's tensordict, such as
             :meth:`AgentMixerPolicy.decentralized`.
-        env (EnvBase): a batch of environments of its own, ``[num_envs]``.
+        env (EnvBase): a batch of environments for evaluation only, ``[num_envs]``.
 
     Keyword Args:
-        max_steps (int): steps after which an unfinished episode counts as it is.
-        seed (int): of the environment and the generator; the same episodes every time.
-        deterministic (bool): act by the mode, where the policy is a distribution; else sample it.
+        max_steps (int): time limit; an unfinished episode counts up to there.
+        seed (int): seed of the environment and the generator; the same seed gives the same
+            episodes.
+        deterministic (bool): act by the mode of a stochastic policy, or sample it.
 
     Examples:
         >>> from torchrl_agentmixer import AgentMixerPolicy
@@ -87,23 +87,37 @@ def evaluate(
         >>> evaluate(policy.decentralized(), env, max_steps=1).lengths.tolist()
         [1, 1, 1, 1]
     """
+    # `rollout(break_when_all_done=True)` does not reset ended environments, and so changes the
+    # random numbers of the others; TorchRL's `Evaluator` counts the episodes that end first.
     env = _with_memory(env, policy)
-    with torch.random.fork_rng(), torch.no_grad():
+    rewards = torch.zeros(*env.batch_size, max_steps, device=env.device)
+    lengths = torch.zeros(env.batch_size, dtype=torch.int64, device=env.device)
+    wins = torch.zeros(env.batch_size, dtype=torch.bool, device=env.device)
+    active, reports_wins = ~wins, False
+    with _episode(env, seed, deterministic) as data:
+        for step in range(max_steps):
+            data = env.step(data.update(policy(data)))
+            result = data["next"]
+            rewards[..., step] = result["reward"].squeeze(-1) * active
+            lengths += active
+            if "battle_won" in result.keys():  # noqa: SIM118
+                reports_wins = True
+                wins |= result["battle_won"].squeeze(-1) & active
+            active = active & ~result["done"].squeeze(-1)
+            if not active.any():
+                break
+            data = env.maybe_reset(step_mdp(data))
+    return Evaluation(rewards.sum(-1), lengths, wins if reports_wins else None)
+
+
+@contextmanager
+def _episode(env: EnvBase, seed: int, deterministic: bool) -> Iterator[TensorDictBase]:
+    """First data of a seeded episode; the global generator is restored afterwards."""
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with torch.random.fork_rng(), torch.no_grad(), set_exploration_type(exploration):
         env.set_seed(seed)
         torch.manual_seed(seed)
-        exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-        with set_exploration_type(exploration):
-            rollout = env.rollout(max_steps, policy, break_when_any_done=False)
-    done = rollout["next", "done"].squeeze(-1)  # [num_envs, T]
-    finished_before = done.cumsum(-1) - done.long()
-    first = finished_before == 0
-    reward = rollout["next", "reward"].squeeze(-1)
-    won = rollout["next"].get("battle_won", None)  # [num_envs, T, 1]
-    return Evaluation(
-        returns=(reward * first).sum(-1),
-        lengths=first.sum(-1),
-        wins=None if won is None else (won.squeeze(-1) & first).any(-1),
-    )
+        yield env.reset()
 
 
 def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:
@@ -119,7 +133,7 @@ def record_gif(
     seed: int = 0,
     frames_per_second: int = 10,
 ) -> Path:
-    """Write an animation of the first environment's first episode.
+    """Write an animation of the first environment's episode as a GIF.
 
     Args:
         policy (callable): acts on the environment's tensordict.
@@ -127,8 +141,8 @@ def record_gif(
         path (str or Path): of the GIF.
 
     Keyword Args:
-        max_steps (int): longest animation, in steps.
-        seed (int): of the environment and the generator.
+        max_steps (int): time limit of the episode.
+        seed (int): seed of the environment and the generator.
         frames_per_second (int): speed.
 
     Raises:
@@ -141,26 +155,15 @@ def record_gif(
             'record_gif needs Pillow: pip install "torchrl_agentmixer[plots]"'
         ) from error
     env = _with_memory(env, policy)
-    images: list[np.ndarray] = []
-    with torch.random.fork_rng(), torch.no_grad():
-        env.set_seed(seed)
-        torch.manual_seed(seed)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            tensordict = env.reset()
+    with _episode(env, seed, deterministic=True) as data:
+        images = [env.render()]
+        for _ in range(max_steps):
+            data = env.step(policy(data))
             images.append(env.render())
-            for _ in range(max_steps):
-                tensordict = env.step(policy(tensordict))
-                images.append(env.render())
-                if tensordict["next", "done"][0].any():
-                    break
-                tensordict = step_mdp(tensordict)
-    pictures = [Image.fromarray(image) for image in images]
-    path = Path(path)
-    pictures[0].save(
-        path,
-        save_all=True,
-        append_images=pictures[1:],
-        duration=int(1000 / frames_per_second),
-        loop=0,
-    )
-    return path
+            if data["next", "done"][0].any():
+                break
+            data = step_mdp(data)
+    first, *others = [Image.fromarray(image) for image in images]
+    duration = int(1000 / frames_per_second)
+    first.save(path, save_all=True, append_images=others, duration=duration, loop=0)
+    return Path(path)

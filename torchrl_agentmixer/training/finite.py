@@ -1,4 +1,4 @@
-"""Numbers that are none: found where they appear, before they are saved."""
+"""Detection of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -7,52 +7,46 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 
 
 def check_batch(batch: TensorDictBase, frames: int) -> None:
-    """Raise an error if a batch holds NaN or an infinity, before anything is learned from it.
+    """Raise an error if a batch contains NaN or infinity.
 
     Args:
         batch (TensorDictBase): ``[num_envs, steps]``.
         frames (int): environment steps at its end.
 
     Raises:
-        FloatingPointError: naming the entry, and the first such value's place.
+        FloatingPointError: with the key and the place of the earliest such value.
     """
-    bad = {
-        key: value
-        for key, value in batch.items(include_nested=True, leaves_only=True)
-        if value.is_floating_point() and not torch.isfinite(value).all()
-    }
-    if not bad:
-        return
-    time = batch.ndim - 1
-
-    def order(key: NestedKey) -> tuple[int, bool]:
-        return int(_places(bad[key])[:, time].min()), key != ("next", "reward")
-
-    key = min(bad, key=order)  # where it began; of a reward and its sums, the reward
-    places = _places(bad[key])
-    place = places[places[:, time].argmin()]
-    raise FloatingPointError(
-        f"entry {key!r} of the batch that ends at frame {frames} is {_where(bad[key], place)} "
-        "(environment, step, ...): expected finite numbers."
-    )
+    time, found = batch.ndim - 1, []
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            places = (~torch.isfinite(value)).nonzero()  # [found, dimensions]
+            place = places[places[:, time].argmin()]
+            # The reward comes before its sums.
+            found.append((int(place[time]), key != ("next", "reward"), key, _where(value, place)))
+    if found:
+        _, _, key, where = min(found, key=lambda entry: entry[:2])
+        raise FloatingPointError(
+            f"entry {key!r} of the batch that ends at frame {frames} is {where} (environment, "
+            "step, ...): expected finite numbers."
+        )
 
 
 def check_update(
     metrics: Mapping[str, float | None], state: Mapping[str, Any], frames: int
 ) -> None:
-    """Raise an error if an update left NaN or an infinity, in its metrics or the parameters.
+    """Raise an error if an update's metrics or parameters contain NaN or infinity.
 
     Args:
-        metrics (mapping): of the update, losses among them.
-        state (mapping): parameters and buffers, as of ``state_dict()``.
+        metrics (mapping): metrics of the update, such as losses.
+        state (mapping): ``state_dict()`` with parameters and buffers.
         frames (int): environment steps so far.
 
     Raises:
-        FloatingPointError: naming the metric and the parameter.
+        FloatingPointError: with the names of the first such metric and parameter.
 
     Examples:
         >>> check_update({"loss": 0.5}, {"weight": torch.tensor([1.0, torch.nan])}, 40)
@@ -61,40 +55,22 @@ def check_update(
         FloatingPointError: parameter 'weight' is nan at index (1,) of shape (2,) after the \
 update at frame 40: expected finite numbers.
     """
-    found = [
-        f"metric {name!r} is {value}"
-        for name, value in metrics.items()
-        if value is not None and not math.isfinite(value)
-    ]
-    parameter = _not_finite(state)
-    if parameter is not None:
-        found.append(parameter)
-    if found:
-        what = " and ".join([*found[:1], *found[1:][-1:]])
-        raise FloatingPointError(
-            f"{what} after the update at frame {frames}: expected finite numbers."
-        )
-
-
-def _not_finite(state: Mapping[str, Any]) -> str | None:
-    """The first parameter that is not finite; one transfer from the accelerator if all are."""
+    bad = ((k, v) for k, v in metrics.items() if v is not None and not math.isfinite(v))
+    found = [f"metric {name!r} is {value}" for name, value in bad][:1]
     tensors = {
         name: value
         for name, value in state.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
-    if not tensors:
-        return None
-    finite = torch.stack([torch.isfinite(value).all() for value in tensors.values()])
-    if finite.all():
-        return None
-    name = list(tensors)[int((~finite).nonzero()[0])]
-    return f"parameter {name!r} is {_where(tensors[name], _places(tensors[name])[0])}"
-
-
-def _places(value: torch.Tensor) -> torch.Tensor:
-    """Indices of what is not finite, ``[found, dimensions]``."""
-    return (~torch.isfinite(value)).nonzero()
+    finite = [torch.isfinite(value).all() for value in tensors.values()]
+    if finite and not torch.stack(finite).all():  # one transfer from the accelerator
+        name = list(tensors)[int((~torch.stack(finite)).nonzero()[0])]
+        place = (~torch.isfinite(tensors[name])).nonzero()[0]
+        found.append(f"parameter {name!r} is {_where(tensors[name], place)}")
+    if found:
+        raise FloatingPointError(
+            f"{' and '.join(found)} after the update at frame {frames}: expected finite numbers."
+        )
 
 
 def _where(value: torch.Tensor, place: torch.Tensor) -> str:

@@ -18,26 +18,26 @@ from torchrl.record.loggers.wandb import WandbLogger
 from torchrl_agentmixer._choices import unknown_name
 from torchrl_agentmixer.training.run_directory import flat_config
 
-BACKENDS = ("mlflow", "tensorboard", "trackio", "wandb")
+Opened = tuple[Logger, Any]  # and the identifier of its run
 
 
 class MetricLoggers:
-    """Sends the rows of ``metrics.csv`` to other places as well, over environment steps.
+    """Loggers of the rows of ``metrics.csv``, over environment steps.
 
-    A run that is resumed goes on in the same run of the backend: what identifies it is in
-    ``loggers.json`` in the run directory.
+    A resumed run continues the backends' runs, whose identifiers are in ``loggers.json`` in the
+    run directory.
 
     Args:
         backends (str or sequence of str, optional): of ``"mlflow"``, ``"tensorboard"``,
-            ``"trackio"`` and ``"wandb"``; ``None`` or none of them for nothing.
+            ``"trackio"`` and ``"wandb"``; ``None`` for none.
         path (path): the run directory.
 
     Keyword Args:
-        options (mapping, optional): for each backend keyword arguments of TorchRL's logger.
+        options (mapping, optional): keyword arguments of TorchRL's logger by backend.
 
     Raises:
         ValueError: for an unknown backend; the message names the nearest one.
-        ImportError: for a package that is missing, with the command that installs it.
+        ImportError: for a missing package, with the command that installs it.
 
     Examples:
         >>> import tempfile
@@ -59,57 +59,52 @@ class MetricLoggers:
         self.options = options or {}
         self._loggers: dict[str, Logger] = {}
         for name in self.backends:
-            if name not in BACKENDS:
-                raise ValueError(unknown_name("logger", name, BACKENDS))
+            if name not in _OPEN:
+                raise ValueError(unknown_name("logger", name, _OPEN))
             if find_spec(name) is None:
                 raise ImportError(f"logger {name!r} needs its package: pip install {name}")
 
     def start(self, frames: int, config: Mapping[str, Any]) -> None:
-        """Begin the backends' runs, or go on with them.
-
-        Args:
-            frames (int): environment steps so far; 0 begins.
-            config (mapping): logged as hyperparameters, fields of fields by dotted names.
-        """
+        """Start or continue the backends' runs after ``frames``, with their hyperparameters."""
         if not self.backends:
             return
-        known = self._known()
+        path = self.path / "loggers.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
         name = known.setdefault("name", "-".join(self.path.absolute().parts[-3:]))
         for backend in self.backends:
             options = dict(self.options.get(backend) or {})
-            begins = backend not in known
+            is_new = backend not in known
             logger, known[backend] = _OPEN[backend](
                 self.path, name, frames, known.get(backend), options
             )
-            if begins or backend in _CONFIG_CHANGES:
-                logger.log_hparams({k: _plain(v) for k, v in flat_config(config).items()})
+            if is_new or backend in ("trackio", "wandb"):  # others reject a changed config
+                logger.log_hparams({k: _scalar(v) for k, v in flat_config(config).items()})
             self._loggers[backend] = logger
-        (self.path / "loggers.json").write_text(json.dumps(known, indent=2) + "\n")
+        path.write_text(json.dumps(known, indent=2) + "\n")
 
     def log(self, row: Mapping[str, float | None]) -> None:
-        """Log a row of metrics at its frames; ``None`` is left out."""
-        frames = int(row["frames"] or 0)
+        """Log a row of metrics at its frames, without ``None``."""
         metrics = {k: v for k, v in row.items() if k != "frames" and v is not None}
         for logger in self._loggers.values():
-            logger.log_metrics(metrics, step=frames)
+            logger.log_metrics(metrics, step=int(row["frames"] or 0))
 
     def close(self) -> None:
-        """End the backends' runs, so that all is written."""
+        """Write everything, and end the backends' runs."""
         for backend, logger in self._loggers.items():
             logger.shutdown()
-            if backend == "mlflow":  # its runs are the process's, and TorchRL leaves them open
+            if backend == "mlflow":  # TorchRL leaves the process's active run open
                 import mlflow
 
                 mlflow.end_run()
         self._loggers = {}
 
-    def _known(self) -> dict[str, Any]:
-        path = self.path / "loggers.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+
+# TorchRL's `get_logger(state_dict=...)` cannot resume MLflow and Trackio, nor remove TensorBoard's
+# points after the checkpoint.
 
 
 class _Tensorboard(TensorboardLogger):
-    """One that takes back what was logged after the frames it goes on from."""
+    """TensorBoard logger that removes points from ``purge_step`` on."""
 
     def __init__(self, *, log_dir: str, purge_step: int | None) -> None:
         self._purge_step = purge_step
@@ -121,31 +116,22 @@ class _Tensorboard(TensorboardLogger):
         return SummaryWriter(f"{self.log_dir}/{self.exp_name}", purge_step=self._purge_step)
 
 
-# Each opens a logger, and returns it and what identifies its run.
-
-
-def _tensorboard(
-    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
-) -> tuple[Logger, Any]:
+def _tensorboard(path: Path, name: str, frames: int, known: Any, options: dict) -> Opened:
     purge_step = None if known is None else frames + 1
     return _Tensorboard(log_dir=str(path), purge_step=purge_step, **options), True
 
 
-def _wandb(
-    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
-) -> tuple[Logger, Any]:
+def _wandb(path: Path, name: str, frames: int, known: Any, options: dict) -> Opened:
     run_id = known or uuid.uuid4().hex
     return WandbLogger(exp_name=name, save_dir=str(path), id=run_id, **options), run_id
 
 
-def _mlflow(
-    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
-) -> tuple[Logger, Any]:
+def _mlflow(path: Path, name: str, frames: int, known: Any, options: dict) -> Opened:
     uri = options.setdefault("tracking_uri", f"sqlite:///{path.absolute() / 'mlflow.db'}")
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     if known is not None:
-        os.environ["MLFLOW_RUN_ID"] = known  # of the run that `mlflow.start_run` goes on with
+        os.environ["MLFLOW_RUN_ID"] = known  # `mlflow.start_run` continues this run
     logger = MLFlowLogger(**{"exp_name": "torchrl_agentmixer", **options})
     import mlflow
 
@@ -153,16 +139,12 @@ def _mlflow(
     return logger, logger.experiment.info.run_id
 
 
-def _trackio(
-    path: Path, name: str, frames: int, known: Any, options: dict[str, Any]
-) -> tuple[Logger, Any]:
+def _trackio(path: Path, name: str, frames: int, known: Any, options: dict) -> Opened:
     return TrackioLogger(exp_name=name, **{"project": "torchrl_agentmixer", **options}), name
 
 
-# What takes the config of a continuation; others keep that of the beginning.
-_CONFIG_CHANGES = ("trackio", "wandb")
 _OPEN = {"mlflow": _mlflow, "tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
 
 
-def _plain(value: Any) -> bool | int | float | str:
+def _scalar(value: Any) -> bool | int | float | str:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps instead of giving it back to the system."""
+"""Memory allocation of the C library."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let freed CPU memory be reused by this process, where the C library is glibc.
+    """Let the process reuse freed CPU memory, where the C library is glibc.
 
-    By default glibc returns large blocks to the system and asks for them again at the next
-    operation, and each new page is a fault. With hidden activations of tens of megabytes, which
-    agent-mixing has, that is half of an update's time. Memory stays at its peak in return.
+    By default glibc returns large blocks to the system, and requests them again with a page fault
+    per page: half of the time of an update with a Policy Modifier. Memory then stays at its peak.
 
     Returns:
-        bool: whether the C library took the setting; elsewhere nothing changes.
+        bool: whether the C library accepts the setting.
 
     Examples:
         >>> keep_freed_memory() in (True, False)

@@ -1,67 +1,65 @@
-"""A live line on how a run goes."""
+"""Progress bar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, TextIO
+
+from torchrl import torchrl_logger
 
 _SHOWN = ("score", "return", "eval_return")
 
 
 class ProgressBar:
-    """Frames done, frames/s, time left and the latest returns; quiet where there is no terminal.
+    """Frames, frames per second, time left and latest returns, on a terminal.
+
+    Without tqdm there is no bar, and messages go to TorchRL's logger.
 
     Args:
-        total_frames (int): of the whole training.
+        total_frames (int): length of training.
 
     Keyword Args:
-        file (text stream, optional): where it goes, ``sys.stderr`` by default.
-
-    Raises:
-        ImportError: without tqdm, with the command that installs it.
+        file (text stream, optional): output, ``sys.stderr`` by default.
 
     Examples:
         >>> import io
         >>> bar = ProgressBar(100, file=io.StringIO())
-        >>> bar.start(40)  # a run that was resumed
+        >>> bar.start(40)  # a resumed run
         >>> bar.update({"frames": 60, "return": 1.0})
         >>> bar.close()
     """
 
     def __init__(self, total_frames: int, *, file: TextIO | None = None) -> None:
-        try:
+        self._tqdm: Any = None
+        if find_spec("tqdm") is not None:
             from tqdm import tqdm
-        except ImportError as error:
-            raise ImportError("ProgressBar needs tqdm: pip install tqdm") from error
-        self._tqdm, self._total, self._file = tqdm, total_frames, file
+
+            self._tqdm = tqdm
+        self._options = {"total": total_frames, "unit": " frames", "unit_scale": True, "file": file}
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
     def start(self, frames: int) -> None:
-        """Begin at so many frames; speed and time left are of what follows."""
-        self._bar = self._tqdm(
-            total=self._total,
-            initial=frames,
-            unit=" frames",
-            unit_scale=True,
-            file=self._file,
-            disable=None,  # where the output is no terminal
-        )
+        """Show the bar at ``frames``; speed and time left count from here."""
+        if self._tqdm is not None:  # `disable=None`: disabled where the output is not a terminal
+            self._bar = self._tqdm(initial=frames, disable=None, **self._options)
 
     def update(self, row: Mapping[str, float | None]) -> None:
-        """Show a row of metrics; of what it lacks, the latest stays."""
-        for name in _SHOWN:
-            value = row.get(name)
-            if value is not None:
-                self._shown[name] = f"{value:.3g}"
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(row["frames"] - self._bar.n)
+        """Show a row of metrics; a missing value leaves the latest one."""
+        if self._bar is not None:
+            self._shown |= {k: f"{row[k]:.3g}" for k in _SHOWN if row.get(k) is not None}
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(row["frames"] - self._bar.n)
 
-    def say(self, message: str) -> None:
-        """Print a line without breaking the bar."""
-        self._tqdm.write(message)
+    def log(self, message: str) -> None:
+        """Print a message above the bar."""
+        if self._tqdm is None:
+            torchrl_logger.info(message)
+        else:
+            self._tqdm.write(message)
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """End the bar; its last state stays visible."""
         if self._bar is not None:
             self._bar.close()

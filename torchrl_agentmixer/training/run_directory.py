@@ -1,4 +1,4 @@
-"""What a run leaves behind: config, versions, metrics and evaluation episodes."""
+"""Run directory: config, versions, metrics and evaluation episodes of one training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torchrl_agentmixer import distributed
 from torchrl_agentmixer.training.evaluation import Evaluation
 
 _PACKAGES = (
@@ -29,25 +28,22 @@ _PACKAGES = (
 )
 
 
-_MISSING = object()
-
-
 class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
-    The folder is claimed at once, by an empty ``metrics.csv``: of two runs that were sent to the
-    same folder at the same time, one is refused. Of several ranks, the first alone writes.
+    An empty ``metrics.csv`` reserves the folder at once: of two runs in the same folder, the
+    second one fails before it writes.
 
     Args:
-        path (str or Path): created if missing.
+        path (str or Path): folder, created if missing.
 
     Keyword Args:
-        resume (bool): go on with the run that the folder holds; :func:`train` takes its newest
-            checkpoint.
+        resume (bool): continue the run in the folder; :func:`train` loads its newest checkpoint.
+        writes (bool): write metrics; ``False`` on all ranks but the first.
 
     Raises:
         FileNotFoundError: if there is no folder to resume.
-        FileExistsError: if the folder already holds metrics, or is claimed, and is not resumed.
+        FileExistsError: if the folder contains a run, and ``resume`` is ``False``.
 
     Examples:
         >>> import tempfile
@@ -57,175 +53,139 @@ class RunDirectory:
         ['frames,return', '10,1.5']
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
         self.path = Path(path)
         self.resume = resume
-        self._writes = distributed.rank() == 0
+        self.writes = writes
         if resume and not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path} is no directory: expected that of a run.")
+            raise FileNotFoundError(f"{self.path}: expected a run directory, found none.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
-        if self._writes and not resume:
-            self._claim()
+        self.config_path = self.path / "config.json"
         self._columns: list[str] = []
+        if writes and not resume:
+            self._reserve()
 
-    def _claim(self) -> None:
+    def _reserve(self) -> None:
         try:
             if self.episodes_path.exists():
                 raise FileExistsError(self.episodes_path)
             self.metrics_path.touch(exist_ok=False)
         except FileExistsError as error:
             raise FileExistsError(
-                f"{self.path} holds the results of another run, or its claim, an empty "
-                f"{self.metrics_path.name}, and is left as it is: expected an empty run "
-                "directory. Resume it, name another one, or remove what a run left that failed "
-                "at its start."
+                f"{self.path}: expected an empty run directory, found the results of another run "
+                f"or its empty {self.metrics_path.name}. Resume that run, choose another "
+                "directory, or remove this one."
             ) from error
 
     def save_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved config and the versions it ran with, as JSON."""
-        (self.path / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-        (self.path / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n")
+        """Write the config and the versions of packages as JSON."""
+        _write_json(self.config_path, config)
+        _write_json(self.path / "versions.json", _versions())
 
     def saved_config(self) -> dict[str, Any]:
-        """The config that the run was begun with, or last went on with.
-
-        Raises:
-            FileNotFoundError: if the folder holds no run.
-        """
-        config = self._written_config()
+        """The config of the run, as started or last resumed."""
+        config = self._config_file()
         config.pop("changes", None)
         return config
 
-    def _written_config(self) -> dict[str, Any]:
-        path = self.path / "config.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: expected the directory of a run that was begun here."
-            )
-        return json.loads(path.read_text())
+    def _config_file(self) -> dict[str, Any]:
+        if not self.config_path.exists():
+            raise FileNotFoundError(f"{self.config_path}: expected the config of a run.")
+        return json.loads(self.config_path.read_text())
 
-    def check_config(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
-        """Compare the config of a continuation with that of the run, and the versions.
+    def _differences(self, config: Mapping[str, Any], ignore: Collection[str]) -> dict[str, tuple]:
+        """Saved and new value of each field that differs, by dotted name."""
+        saved, new = flat_config(self.saved_config()), flat_config(config)
+        return {
+            key: (saved.get(key), new.get(key))
+            for key in sorted(saved.keys() | new.keys())
+            if saved.get(key) != new.get(key) and not {key, key.partition(".")[0]} & {*ignore}
+        }
 
-        Args:
-            config (mapping): of the continuation.
+    def check_config(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> list[str]:
+        """Raise a ``ValueError`` if the config of a resumed run differs from the saved one.
 
         Keyword Args:
-            free (collection of str): fields that may differ, top-level or by dotted names.
+            ignore (collection of str): fields that may differ, top-level or by dotted names.
 
         Returns:
-            list of str: packages that have another version now; the numbers may differ then.
-
-        Raises:
-            ValueError: if other fields differ, with both values of each.
+            list of str: packages whose versions differ.
         """
-        before, now = (
-            {k: v for k, v in flat_config(c).items() if not {k, k.partition(".")[0]} & {*free}}
-            for c in (self.saved_config(), config)
-        )
-        differ = [
-            f"{key}: {before.get(key, 'missing')!r} then, {now.get(key, 'missing')!r} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key, _MISSING) != now.get(key, _MISSING)
-        ]
-        if differ:
-            raise ValueError(
-                f"{self.path}: expected the config that the run was begun with:\n"
-                + "\n".join(differ)
-            )
-        then = json.loads((self.path / "versions.json").read_text())
+        differences = self._differences(config, ignore)
+        if differences:
+            lines = [f"{k}: {old!r} then, {new!r} now" for k, (old, new) in differences.items()]
+            raise ValueError(f"{self.path}: expected the saved config:\n" + "\n".join(lines))
+        saved = json.loads((self.path / "versions.json").read_text())
         return [
-            f"{package} {then.get(package)} then, {number} now"
+            f"{package} {saved.get(package)} then, {number} now"
             for package, number in _versions().items()
-            if then.get(package) != number
+            if saved.get(package) != number
         ]
 
     def change_config(
-        self, config: Mapping[str, Any], frames: int, *, free: Collection[str] = ()
+        self, config: Mapping[str, Any], frames: int, *, ignore: Collection[str] = ()
     ) -> None:
-        """Write the config that a run goes on with, and under ``"changes"`` what it was before.
-
-        Args:
-            config (mapping): from now on.
-            frames (int): environment steps so far.
-
-        Keyword Args:
-            free (collection of str): top-level fields that are no part of the run.
-        """
-        written = self._written_config()
-        was, now = flat_config(self.saved_config()), flat_config(config)
-        before = {
-            key: was.get(key)
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and key.partition(".")[0] not in free
-        }
+        """Write the config of a resumed run, and at which frames it changed under ``"changes"``."""
+        before = {key: old for key, (old, _) in self._differences(config, ignore).items()}
         if before:
-            changes = [*written.get("changes", []), {"frames": frames, "before": before}]
-            text = json.dumps({**config, "changes": changes}, indent=2)
-            (self.path / "config.json").write_text(text + "\n")
+            changes = self._config_file().get("changes", [])
+            changes.append({"frames": frames, "before": before})
+            _write_json(self.config_path, {**config, "changes": changes})
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
-        """Append one row of metrics; ``None`` is an empty cell.
-
-        Raises:
-            KeyError: if the row's names are not those of the first row.
-        """
+        """Append a row of metrics with the names of the first one; ``None`` is an empty cell."""
         if not self._columns:
             self._columns = list(row)
             self._append(self.metrics_path, self._columns)
-        if set(row) != set(self._columns):
+        if differing := set(row) ^ set(self._columns):
             raise KeyError(
-                f"expected metrics {self._columns}, got {list(row)}: "
-                f"{sorted(set(row) ^ set(self._columns))} differ."
+                f"expected metrics {self._columns}, got {list(row)}: {differing} differ."
             )
         self._append(self.metrics_path, [row[name] for name in self._columns])
 
     def log_episodes(self, frames: int, evaluation: Evaluation) -> None:
-        """Append one row for each evaluation episode."""
+        """Append a row per evaluation episode."""
+        columns = evaluation.episode_columns
         if not (self.episodes_path.exists() and self.episodes_path.stat().st_size):
-            self._append(self.episodes_path, ["frames", "episode", *evaluation.episode_columns])
-        columns = (values.tolist() for values in evaluation.episode_columns.values())
-        for episode, values in enumerate(zip(*columns, strict=True)):
+            self._append(self.episodes_path, ["frames", "episode", *columns])
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        for episode, values in enumerate(rows):
             self._append(self.episodes_path, [frames, episode, *values])
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every table, which :meth:`cut` goes back to."""
+        """Bytes of each table, for :meth:`cut`."""
         tables = (self.metrics_path, self.episodes_path)
         return {path.name: path.stat().st_size if path.exists() else 0 for path in tables}
 
     def cut(self, sizes: Mapping[str, int]) -> None:
-        """Take back what was logged after a checkpoint, which is logged again.
-
-        Raises:
-            ValueError: if a table is shorter than it was; it was changed by hand.
-        """
-        if not self._writes:
+        """Remove rows that were logged after a checkpoint; a ``ValueError`` if some are missing."""
+        if not self.writes:
             return
-        for name, size in sizes.items():
-            path = self.path / name
-            held = path.stat().st_size if path.exists() else 0
-            if held < size:
+        for name, size in self.sizes().items():
+            if size < sizes[name]:
                 raise ValueError(
-                    f"{path}: expected at least the {size} bytes it had at the checkpoint, got "
-                    f"{held}: part of it is missing, and this run cannot be continued."
+                    f"{self.path / name}: expected at least the {sizes[name]} bytes of the "
+                    f"checkpoint, got {size}: rows are missing, and the run cannot be resumed."
                 )
         for name, size in sizes.items():
-            path = self.path / name
-            if path.exists():
-                os.truncate(path, size)
-        if sizes["metrics.csv"]:
+            if (self.path / name).exists():
+                os.truncate(self.path / name, size)
+        if sizes[self.metrics_path.name]:
             with self.metrics_path.open(newline="") as file:
                 self._columns = next(csv.reader(file))
 
     def _append(self, path: Path, row: list[Any]) -> None:
-        if not self._writes:
-            return
-        with path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(
-                ["" if value is None else value for value in row]
-            )
+        if self.writes:
+            with path.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(
+                    ["" if value is None else value for value in row]
+                )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:
@@ -239,7 +199,7 @@ def _versions() -> dict[str, str]:
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of fields by dotted names.
+    """Nested fields by dotted names.
 
     Examples:
         >>> flat_config({"env": {"name": "matrix/climbing"}, "seed": 0})
