@@ -1,4 +1,4 @@
-"""AgentMixer from single modules, with TorchRL's own Collector, GAE and ClipPPOLoss, unchanged.
+"""AgentMixer from single modules, with TorchRL's own Collector, GAE and ClipPPOLoss.
 
 python examples/compose_by_hand.py
 """
@@ -10,12 +10,13 @@ import argparse
 import torch
 from tensordict.nn import TensorDictModule
 from torchrl.collectors import Collector
+from torchrl.modules import MultiAgentMLP
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_agentmixer import AgentMixerPolicy, ModifierGroup, PolicyModifier, agent_groups
+from torchrl_agentmixer import AgentMixerPolicy, PolicyModifier, agent_groups
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.modules import CategoricalActor, CentralCritic
+from torchrl_agentmixer.modules import CentralCritic
 from torchrl_agentmixer.training import evaluate
 
 
@@ -24,21 +25,12 @@ def main(frames: int, seed: int = 0) -> float:
     env = make_env("matrix/penalty", num_envs=400, k=-25.0, seed=seed)
     (group,) = agent_groups(env)
 
-    # Decentralized actors: each agent's own observation in, logits and features out.
-    network = CategoricalActor(group.n_agents, group.observation_dim, group.action_dim)
-    actor = TensorDictModule(
-        network,
-        in_keys=[("agents", "observation")],
-        out_keys=[("agents", "logits"), ("agents", "features")],
-    )
-    # The Policy Modifier reads all individual policies and the state.
-    spec = ModifierGroup(
-        group.n_agents,
-        params_dim=group.action_dim,
-        out_dim=group.action_dim,
-        features_dim=network.features_dim,
-    )
-    modifier = PolicyModifier([spec], state_dim=env.observation_spec["state"].shape[-1])
+    # Decentralized actors: any module that writes the individual policies' parameters.
+    separate = {"centralized": False, "share_params": False}
+    network = MultiAgentMLP(1, group.action_dim, group.n_agents, **separate)
+    actor = TensorDictModule(network, [("agents", "observation")], [("agents", "logits")])
+    # The Policy Modifier reads them and the state, and writes how the team deviates together.
+    modifier = PolicyModifier([group], state_dim=1)
     policy = AgentMixerPolicy([group], [actor], modifier)
     critic = TensorDictModule(CentralCritic(1), in_keys=["state"], out_keys=["state_value"])
 
@@ -46,19 +38,16 @@ def main(frames: int, seed: int = 0) -> float:
     loss = ClipPPOLoss(policy, critic, entropy_coeff=0.01, normalize_advantage=True)
     loss.set_keys(action=("agents", "action"))
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
-
     collector = Collector(env, policy, frames_per_batch=400, total_frames=frames)
     for iteration, batch in enumerate(collector):
-        policy.set_coefficients(strength=max(0.0, 1 - 1.5 * iteration * 400 / frames))
+        policy.anneal(iteration * 400 / frames)  # to the product of the individual policies
         with torch.no_grad():
             gae(batch)
         for _ in range(4):
             losses = loss(batch.reshape(-1))
-            total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
             optimizer.zero_grad()
-            total.backward()
+            sum(losses[f"loss_{name}"] for name in ("objective", "critic", "entropy")).backward()
             optimizer.step()
-    collector.shutdown()
 
     payoff = evaluate(policy.decentralized(), env, max_steps=1).score
     print(f"payoff of the decentralized modes: {payoff:g} (optimum 10)")

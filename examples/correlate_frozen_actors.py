@@ -1,9 +1,9 @@
-"""Train a team, freeze it, correlate it: a Policy Modifier around actors that stay as they are.
+"""Train a Policy Modifier around frozen actors.
 
 python examples/correlate_frozen_actors.py --seeds 0 1 2
 
-The joint policy reads the state, so that its gain is a centralized one; decentralized execution
-stays that of the frozen actors, bit for bit. Printed: team reward per step, sampled and by modes.
+The joint policy reads the state: its gain needs centralized execution. Decentralized execution is
+that of the frozen actors, bit for bit. Prints the team reward per step, sampled and by modes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def main(seed: int, frames: int) -> tuple[AgentMixerPolicy, dict, dict[str, floa
 
     actor = team.policy.requires_grad_(False)
     frozen = {name: value.clone() for name, value in actor.state_dict().items()}
-    policy = AgentMixerPolicy.from_actor(actor, env)
+    eq_12 = {"num_components": 0, "channels": 64, "head_gain": 1.0}
+    policy = AgentMixerPolicy.from_actor(
+        actor, env, modifier_kwargs=eq_12, strength=1.0, temperature=1.0
+    )
     correlate(policy, env, frames)
 
     def score(policy, deterministic: bool) -> float:

@@ -73,9 +73,8 @@ def game(path: Path, frames: int, batch: int = 2_500, columns: int = 5) -> None:
         if update in shown:
             column = panels[:, shown.index(update)]
             column[0].set_title(f"{update * batch:,} games")
-            for axes, policy in zip(
-                column, (algorithm.policy, algorithm.individual_policy), strict=True
-            ):
+            product = algorithm.policy.decentralized(deterministic=False)
+            for axes, policy in zip(column, (algorithm.policy, product), strict=True):
                 with torch.no_grad():
                     dist = policy.get_dist(rollout[:1, 0].copy())
                 heat_map(axes, joint_action_probs(dist)[0], climbing())

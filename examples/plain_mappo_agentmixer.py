@@ -45,10 +45,13 @@ def main(actions: str, frames: int, seed: int) -> float:
         distribution_class=TanhNormal if continuous else Categorical,
         return_log_prob=True,
     )
-    scale = {"scale_bound": 2.0, "scale_gain": 1.0}  # joint scales of about 1, as the actor's own
-    policy = AgentMixerPolicy.from_actor(
-        policy, env, modifier_kwargs=scale, distribution="tanh_normal", consistency=1.0
-    )
+    if continuous:  # joint scales of about 1, like the actor's scales
+        scale = {"scale_bound": 2.0, "scale_gain": 1.0}
+        form = {"modifier_kwargs": scale, "distribution": "tanh_normal"}
+    else:  # Eq. 12 with an exact mode
+        modifier = {"num_components": 0, "channels": 64, "head_gain": 1.0}
+        form = {"modifier_kwargs": modifier, "strength": 1, "temperature": 1, "consistency": 1}
+    policy = AgentMixerPolicy.from_actor(policy, env, **form)
     module = MLP(env.observation_spec["state"].shape[-1], 1, **layers)
     critic = ValueOperator(module, in_keys=["state"])
 

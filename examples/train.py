@@ -17,7 +17,6 @@ parameters, checkpoints, a learning curve and an animation. Sweeps: ``docs/sweep
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -39,7 +38,7 @@ CONF = Path(__file__).resolve().parent / "conf"
 
 
 def register_configs() -> None:
-    """Give Hydra the defaults of ``ExperimentConfig`` and of each algorithm without a YAML file."""
+    """Give Hydra the defaults of ``ExperimentConfig`` and of each algorithm."""
     store = ConfigStore.instance()
     defaults = {}
     for f in fields(ExperimentConfig):
@@ -48,9 +47,7 @@ def register_configs() -> None:
             defaults[f.name] = asdict(value) if is_dataclass(value) else value
     store.store("experiment", defaults)
     for name in available_algorithms():
-        if not (CONF / "algorithm" / f"{name}.yaml").exists():
-            options = json.loads(json.dumps(default_options(name)))
-            store.store(name, {"name": name, **options}, group="algorithm")
+        store.store(name, {"name": name, **default_options(name)}, group="algorithm")
 
 
 def compose(overrides: Iterable[str]) -> ExperimentConfig:

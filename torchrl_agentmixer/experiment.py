@@ -16,7 +16,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.algorithms import default_options, make_algorithm
+from torchrl_agentmixer.algorithms import make_algorithm, resolved_options
 from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
 from torchrl_agentmixer.training import (
     EarlyStopping,
@@ -131,8 +131,9 @@ class ExperimentConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All values as JSON represents them, with all hyperparameters of the algorithm."""
-        name = self.algorithm["name"]
-        algorithm = {"name": name, **default_options(name), **self.algorithm}
+        options = dict(self.algorithm)
+        name = options.pop("name")
+        algorithm = {"name": name, **resolved_options(name, options)}
         return json.loads(json.dumps(asdict(self) | {"algorithm": algorithm}))
 
 
