@@ -1,4 +1,4 @@
-"""Which entries of a robot's action and of its state each agent of MA-MuJoCo has."""
+"""Partitions of robots among the agents of MA-MuJoCo: indices of actions and observations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from torchrl_agentmixer._choices import unknown_name
 
-# Robot and partition of its joints, as gymnasium-robotics spells them.
+# Robot and partition of its joints, by the names of gymnasium-robotics.
 TASKS: dict[str, tuple[str, str]] = {
     "ant_2x4": ("Ant", "2x4"),
     "ant_2x4d": ("Ant", "2x4d"),
@@ -25,19 +25,19 @@ TASKS: dict[str, tuple[str, str]] = {
     "walker2d_2x3": ("Walker2d", "2x3"),
     "walker2d_6x1": ("Walker2d", "6x1"),
 }
-# Partitions that gymnasium-robotics does not know: each joint is an agent.
+# Partitions that gymnasium-robotics lacks: one agent per joint.
 _ONE_JOINT_EACH = ("ant_8x1", "humanoid_17x1", "walker2d_6x1")
-# Agents with different numbers of actions: a group each, so that no action is padding.
+# Agents with different numbers of actions: one group each, so that actions are not padded.
 _OWN_GROUPS = {"humanoid_9_8": ("upper_body", "lower_body")}
 _GLOBAL_CATEGORIES = ("qpos", "qvel")
 
 
 @dataclass(frozen=True)
 class AgentIndices:
-    """What the agents of one group read and move.
+    """Actions and observations of the agents of one group.
 
     Args:
-        agents: names.
+        agents: names of the agents.
         actions: indices into the robot's action, ``[n_agents, a]``.
         observations: indices into a row of :class:`RowLayout`, ``[n_agents, o]``.
     """
@@ -49,13 +49,13 @@ class AgentIndices:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Columns of a simulator's row, which every agent's observation is gathered from.
+    """Columns of a simulator's row, from which all observations are gathered.
 
-    The row is the robot's state, then its joint velocities, then a zero and a one.
+    The row is the robot's state, its joint velocities, a zero and a one.
 
     Args:
-        state: entries of the state.
-        velocities: entries of the joint velocities.
+        state: number of entries of the state.
+        velocities: number of joint velocities.
     """
 
     state: int
@@ -68,21 +68,18 @@ class RowLayout:
 
     @property
     def one(self) -> int:
-        """Column of the constant one, which marks an agent's own entry in the one-hot."""
+        """Column of the constant one, for one-hots."""
         return self.zero + 1
 
     @property
     def width(self) -> int:
-        """Columns of a row."""
+        """Number of columns."""
         return self.one + 1
 
 
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
-    """Build robots without MuJoCo's warnings, which it also writes to a file where one works.
-
-    They are about the models that come with gymnasium, which users cannot change.
-    """
+    """Suppress MuJoCo's warnings about gymnasium's models, which it also writes to a log file."""
     import mujoco
 
     before = mujoco.get_mju_user_warning()
@@ -100,17 +97,17 @@ def agent_indices(
     global_categories: Sequence[str] = (),
     agent_one_hot: bool = True,
 ) -> tuple[RowLayout, dict[str, AgentIndices]]:
-    """The layout of a row and, for each group of agents, what it reads and moves.
+    """Compute the layout of a row, and the indices of each group of agents.
 
-    An agent reads its own joints and those up to ``agent_obsk`` edges away in the robot's
-    graph, as gymnasium-robotics has it, then zeros up to the widest agent of its group, then its
+    An agent observes its joints and those up to ``agent_obsk`` edges away in the robot's graph, as
+    in gymnasium-robotics, padded with zeros to the largest observation of its group, then its
     one-hot among all agents.
 
     Args:
         task (str): a key of ``TASKS``.
 
     Keyword Args:
-        agent_obsk (int, optional): how far an agent sees; ``None`` or ``"full"`` for the state.
+        agent_obsk (int, optional): observation distance; ``None`` or ``"full"`` for the state.
         global_categories (sequence of str): ``"qpos"``, ``"qvel"`` of the root, for all agents.
         agent_one_hot (bool): whether observations end with the agent's one-hot.
 
@@ -124,7 +121,7 @@ def agent_indices(
         >>> groups["agents"].observations.shape  # 3 angles, 3 velocities, one-hot
         (2, 8)
     """
-    full = _check(task, agent_obsk, global_categories)
+    full = _observes_state(task, agent_obsk, global_categories)
     from gymnasium_robotics import mamujoco_v1
 
     robot, partition = TASKS[task]
@@ -142,49 +139,50 @@ def agent_indices(
         )
     simulator: Any = raw.single_agent_env.unwrapped
     layout = RowLayout(simulator.observation_space.shape[0], simulator.model.nv)
-    state = np.arange(layout.state)
-    reads = [
-        state if full else _reads(raw.observation_factorization[name], simulator, robot, layout)
-        for name in raw.possible_agents
-    ]
-    moves = [[joint.act_ids for joint in part] for part in raw.agent_action_partitions]
     names = list(raw.possible_agents)
+    observed = [
+        np.arange(layout.state)
+        if full
+        else _columns(raw.observation_factorization[name], simulator, robot, layout)
+        for name in names
+    ]
+    actions = [[joint.act_ids for joint in part] for part in raw.agent_action_partitions]
     raw.close()
 
     own = _OWN_GROUPS.get(task)
     members = {"agents": range(len(names))} if own is None else {g: [i] for i, g in enumerate(own)}
     groups = {}
     for group, indices in members.items():
-        if len({len(moves[i]) for i in indices}) > 1:
-            sizes = [len(moves[i]) for i in indices]
+        if len({len(actions[i]) for i in indices}) > 1:
+            sizes = [len(actions[i]) for i in indices]
             raise ValueError(f"{task}: agents of group {group!r} have {sizes} actions, not equal.")
-        widest = max(len(reads[i]) for i in indices)
+        width = max(len(observed[i]) for i in indices)
         rows = []
         for i in indices:
-            row = [*reads[i], *[layout.zero] * (widest - len(reads[i]))]
+            row = [*observed[i], *[layout.zero] * (width - len(observed[i]))]
             if agent_one_hot:
                 row += [layout.one if i == j else layout.zero for j in range(len(names))]
             rows.append(row)
         groups[group] = AgentIndices(
             [names[i] for i in indices],
-            np.array([moves[i] for i in indices]),
+            np.array([actions[i] for i in indices]),
             np.array(rows, dtype=np.int64),
         )
     return layout, groups
 
 
-def _reads(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout) -> np.ndarray:
+def _columns(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout) -> np.ndarray:
     indices = np.asarray(indices, dtype=np.int64)
     if robot != "Walker2d":
         return indices
-    # The state clips this robot's velocities at 10; what gymnasium-robotics shows agents does not.
+    # The state clips this robot's velocities at 10; agents' observations do not.
     first = simulator.observation_structure["qpos"]
     is_velocity = (indices >= first) & (indices < first + layout.velocities)
     return np.where(is_velocity, indices - first + layout.state, indices)
 
 
-def _check(task: str, agent_obsk: Any, global_categories: Any) -> bool:
-    """Whether agents see the full state, if the options are right."""
+def _observes_state(task: str, agent_obsk: Any, global_categories: Any) -> bool:
+    """Check the options; return whether agents observe the full state."""
     if task not in TASKS:
         raise ValueError(unknown_name("MA-MuJoCo task", task, list(TASKS)))
     if isinstance(global_categories, str) or set(global_categories) - set(_GLOBAL_CATEGORIES):
@@ -196,7 +194,7 @@ def _check(task: str, agent_obsk: Any, global_categories: Any) -> bool:
         return True
     if isinstance(agent_obsk, bool) or not isinstance(agent_obsk, int) or agent_obsk < 0:
         raise ValueError(
-            f"{task}: expected `agent_obsk` to be an integer >= 0, the number of joints that an "
-            f"agent sees beyond its own, or None or 'full' for the state, got {agent_obsk!r}."
+            f"{task}: expected `agent_obsk` to be an integer >= 0, the distance up to which an agent "
+            f"observes joints, or None or 'full' for the state, got {agent_obsk!r}."
         )
     return False
