@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> str:
@@ -31,3 +31,31 @@ def check_at_least(owner: str, least: float, **values: float) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{owner}: expected `{name}` >= {least}, got {value}.")
+
+
+def check_known(kind: str, names: Iterable[str], available: Collection[str]) -> None:
+    """Raise a ValueError for the first of ``names`` that is not available.
+
+    Examples:
+        >>> check_known("option", ["viw"], ["view"])
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown option 'viw'; did you mean 'view'? Available: view.
+    """
+    for name in names:
+        if name not in available:
+            raise ValueError(unknown_name(kind, name, available))
+
+
+def check_values(owner: str, **values: tuple[object, bool, str]) -> None:
+    """Raise a ValueError for the first value out of range, given as (value, valid, expected).
+
+    Examples:
+        >>> check_values("PPOConfig", gamma=(1.5, 0 < 1.5 <= 1, "in (0, 1]"))
+        Traceback (most recent call last):
+            ...
+        ValueError: PPOConfig: expected `gamma` in (0, 1], got 1.5.
+    """
+    for name, (value, valid, expected) in values.items():
+        if not valid:
+            raise ValueError(f"{owner}: expected `{name}` {expected}, got {value}.")

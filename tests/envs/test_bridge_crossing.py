@@ -526,7 +526,7 @@ def test_students_in_the_environment(small_prob):
     ("options", "message"),
     [
         ({"small_prob": 0.7}, "`small_prob` <= 0.6, got 0.7"),
-        ({"congestion_cost": 0.15}, "`congestion_cost` at least twice `step_cost`, got 0.15"),
+        ({"congestion_cost": 0.15}, "`congestion_cost` >= 2 .* got 0.15"),
         ({"max_steps": 8}, "`max_steps` >= 9, got 8"),
     ],
 )

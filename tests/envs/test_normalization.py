@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.envs import RewardSum, SerialEnv, TransformedEnv
+from torchrl.envs import RewardSum, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_agentmixer.envs import (
-    CorrelationSeed,
     ObservationNormalizer,
     load_simulation_state,
     make_env,
@@ -68,9 +67,9 @@ def test_evaluation_uses_the_statistics_of_training_and_adds_nothing():
     """Through further transforms, and as they are now."""
     env = normalize_observations(_raw())
     evaluation = normalize_observations(_raw(num_envs=2), like=env)
-    training = TransformedEnv(env, CorrelationSeed(2))
+    training = TransformedEnv(env, StepCounter())
     training = TransformedEnv(training, RewardSum(in_keys=["reward"]))
-    evaluation = TransformedEnv(evaluation, CorrelationSeed(2))
+    evaluation = TransformedEnv(evaluation, StepCounter())
     for steps in (5, 9):
         training.rollout(steps)
         before = _count(training)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.envs import TransformedEnv
+from torchrl.envs import StepCounter, TransformedEnv
 from torchrl.envs.libs import smacv2 as torchrl_smacv2
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_agentmixer.envs import CorrelationSeed, available_envs, make_env
+from torchrl_agentmixer.envs import available_envs, make_env
 from torchrl_agentmixer.groups import agent_groups, state_dim
 
 from . import smacv2_stand_in, test_conformance
@@ -212,7 +212,7 @@ def test_illegal_actions(action):
     data["agents", "action"][1, 3] = action
     legal = mask[1, 3].nonzero().flatten().tolist()
     message = (
-        rf"terran_5_vs_5, environment 1, step 2: agent_3, alive, cannot take action {action}: "
+        rf"terran_5_vs_5, environment 1, step 2: agent_3 got action {action}: "
         rf"expected one of \[{', '.join(map(str, legal))}\]"
     )
     with pytest.raises(ValueError, match=message):
@@ -227,7 +227,7 @@ def test_the_dead_cannot_act(monkeypatch):
     data = env.step_mdp(env.step(data.set(("agents", "action"), torch.ones(1, 5).long())))
     assert data["agents", "alive"].tolist() == [[True, True, False, True, True]]
     data["agents", "action"] = torch.ones(1, 5).long()
-    with pytest.raises(ValueError, match=r"agent_2, dead, cannot take action 1.*one of \[0\]"):
+    with pytest.raises(ValueError, match=r"agent_2 got action 1.*one of \[0\]"):
         env.step(data)
 
 
@@ -240,12 +240,12 @@ def test_illegal_actions_that_only_the_game_sees():
 
 
 def test_random_actions_are_legal_under_transforms():
-    env = TransformedEnv(build(num_envs=3), CorrelationSeed(4))
+    env = TransformedEnv(build(num_envs=3), StepCounter())
     check_env_specs(env)
     assert env.group_map == {"agents": [f"agent_{i}" for i in range(5)]}
     data = env.rollout(150, break_when_any_done=False)
     assert data["next", "done"].any()
-    assert data["correlation_seed"].shape == (3, 150, 4)
+    assert data["step_count"].shape == (3, 150, 1)
 
 
 def test_collection():
@@ -454,7 +454,7 @@ def test_where_nothing_can_be_drawn(monkeypatch):
     env = build(num_envs=1)
     env.reset()
     monkeypatch.setitem(sys.modules, "smacv2.env.starcraft2.render", None)
-    with pytest.raises(RuntimeError, match=r"cannot draw here \(docs/smacv2\.md\): ModuleNotFound"):
+    with pytest.raises(RuntimeError, match=r"cannot render here \(docs/smacv2\.md\): ModuleNotFound"):
         env.render()
 
 
@@ -473,7 +473,7 @@ def test_games_in_processes_of_their_own():
         assert env.render(env_index=1).shape == (256, 256, 3)
         data = env.rand_action(env.reset())
         data["agents", "action"][1, 0] = 0
-        with pytest.raises(ValueError, match="environment 1, step 1: agent_0, alive"):
+        with pytest.raises(ValueError, match="environment 1, step 1: agent_0 got action 0"):
             env.step(data)
         env.step(env.rand_action(data))
     finally:

@@ -223,11 +223,7 @@ class TeamEnv(BatchedEnv):
         return {key: value for key, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device | str) -> TeamEnv:
-        """Return this environment if it is on ``device``; it cannot be moved.
-
-        Raises:
-            NotImplementedError: for another device.
-        """
+        """Return this environment; a NotImplementedError if ``device`` is another than its own."""
         if torch.empty(0, device=device).device != torch.empty(0, device=self.device).device:
             raise NotImplementedError(
                 f"{type(self).__name__} is on {self.device} and cannot be moved to {device}: "

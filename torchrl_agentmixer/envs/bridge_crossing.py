@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas, Color
 
@@ -19,8 +20,6 @@ GRID = (
 )
 # Row and column offsets of the actions down, left, up, right, stay.
 MOVES = ((1, 0), (0, -1), (-1, 0), (0, 1), (0, 0))
-# Steps of a crossing by each passage; all except the last end inside it.
-CROSSING_STEPS = {1: 5, 2: 7}
 
 _FILLS: dict[str, Color] = {"#": (120, 120, 115), "1": (225, 238, 225), "2": (246, 240, 215)}
 _AGENT_FILLS: tuple[Color, Color] = ((60, 110, 190), (230, 140, 40))
@@ -65,15 +64,13 @@ class BridgeCrossingEnv(TeamEnv):
     and 7 by passage 2 (6 inside).
 
     Keyword Args:
-        num_envs (int): environments in the batch.
         small_prob (float): probability that an agent is small. Above 1/2, the modes of a student
             of *any* full-information optimum are worse than the decentralized optimum; at 1/2 they
             may tie, and then equal it by chance.
         step_cost (float): team cost per step and agent that is not at its goal.
         congestion_cost (float): team cost per step that ends with a passage over capacity.
         max_steps (int): time limit, in steps; at least 7, a crossing by passage 2.
-        device (optional): device of the simulation.
-        seed (int, optional): seed of the environment's generator.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
         ValueError: for a probability outside [0, 1], a cost that is not positive, or a time limit
@@ -102,7 +99,8 @@ class BridgeCrossingEnv(TeamEnv):
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        self._check(
+        check_values(
+            "BridgeCrossingEnv",
             small_prob=(small_prob, 0 <= small_prob <= 1, "in [0, 1]"),
             step_cost=(step_cost, step_cost > 0, "> 0 (it is subtracted)"),
             congestion_cost=(congestion_cost, congestion_cost > 0, "> 0 (it is subtracted)"),
@@ -116,12 +114,6 @@ class BridgeCrossingEnv(TeamEnv):
         self._big = torch.zeros(num_envs, 2, dtype=torch.bool, device=self.device)
         self._time = torch.zeros(num_envs, device=self.device)
         self._last_reward = torch.zeros(num_envs, device=self.device)
-
-    @staticmethod
-    def _check(**values: tuple[float, bool, str]) -> None:
-        for name, (value, holds, expected) in values.items():
-            if not holds:
-                raise ValueError(f"BridgeCrossingEnv: expected `{name}` {expected}, got {value}.")
 
     def _make_tables(self) -> None:
         """Number the cells row by row; tabulate the targets of actions, passages and positions."""
@@ -161,7 +153,7 @@ class BridgeCrossingEnv(TeamEnv):
         The tests compare it with all pairs of plans.
         """
         self._check_optima()
-        return -(CROSSING_STEPS[1] + CROSSING_STEPS[2]) * self.step_cost
+        return -12 * self.step_cost
 
     @property
     def imitation_return(self) -> float:
@@ -196,11 +188,11 @@ class BridgeCrossingEnv(TeamEnv):
     def _check_optima(self) -> None:
         """Check the range of the formulas; outside, waiting or sharing may be better."""
         p, cost, steps = self.small_prob, self.congestion_cost, self.max_steps
-        least, known = 2 * self.step_cost, "where the optima are known"
-        self._check(
-            small_prob=(p, p <= 0.6, f"<= 0.6, {known}"),
-            congestion_cost=(cost, cost >= least, f">= {least}, twice `step_cost`, {known}"),
-            max_steps=(steps, steps >= 9, f">= 9, {known}"),
+        check_values(
+            "BridgeCrossingEnv, optima",
+            small_prob=(p, p <= 0.6, "<= 0.6"),
+            congestion_cost=(cost, cost >= 2 * self.step_cost, ">= 2 * `step_cost`"),
+            max_steps=(steps, steps >= 9, ">= 9"),
         )
 
     def _reset_where(self, mask: torch.Tensor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +112,7 @@ class MaMujocoEnv(BatchedEnv):
                 gymnasium.make(robot, render_mode="rgb_array").unwrapped for _ in range(num_envs)
             ]
         self._steps = np.zeros(num_envs, dtype=np.int64)
-        rows = np.zeros((num_envs, layout.width))
+        rows = np.zeros((num_envs, layout.one + 1))
         rows[:, layout.one] = 1
         self._rows = rows
         self._states = rows[:, : layout.state]  # a view
@@ -153,26 +154,20 @@ class MaMujocoEnv(BatchedEnv):
             simulator.np_random = seeding.np_random(one)[0]
 
     def _reset_where(self, mask: torch.Tensor) -> None:
-        i = 0
-        try:
-            for i in np.flatnonzero(mask.numpy(force=True)).tolist():
+        for i in np.flatnonzero(mask.numpy(force=True)).tolist():
+            with self._named_errors(i):
                 self._states[i], _ = self._simulators[i].reset()
                 self._velocities[i] = self._simulators[i].data.qvel
-                self._steps[i] = 0
-        except Exception as error:
-            raise self._failure(i, error) from error
+            self._steps[i] = 0
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._read_actions(tensordict)
         reward = np.empty(len(self._simulators), dtype=np.float32)
         terminated = np.empty(len(self._simulators), dtype=bool)
-        i = 0
-        try:
-            for i, simulator in enumerate(self._simulators):
+        for i, simulator in enumerate(self._simulators):
+            with self._named_errors(i):
                 self._states[i], reward[i], terminated[i], _, _ = simulator.step(self._actions[i])
                 self._velocities[i] = simulator.data.qvel
-        except Exception as error:
-            raise self._failure(i, error) from error
         self._steps += 1
         arrays = (reward, terminated, self._steps >= self.max_steps)  # new ones at every step
         return self._result(*(torch.from_numpy(array).to(self.device) for array in arrays))
@@ -192,11 +187,15 @@ class MaMujocoEnv(BatchedEnv):
             )
         np.clip(self._actions, self._low, self._high, out=self._actions)
 
-    def _failure(self, i: int, error: Exception) -> RuntimeError:
-        return RuntimeError(
-            f"{self.task}: environment {i} failed at step {self._steps[i]} of its episode: "
-            f"{type(error).__name__}: {error}"
-        )
+    @contextmanager
+    def _named_errors(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.task}: environment {i} failed at step {self._steps[i]} of its episode: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _observations(self) -> dict[str, Any]:
         rows = torch.from_numpy(self._rows).to(self.device, torch.float32)  # a copy

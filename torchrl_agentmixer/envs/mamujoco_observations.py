@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 
 # Robot and partition of its joints, by the names of gymnasium-robotics.
 TASKS: dict[str, tuple[str, str]] = {
@@ -32,8 +31,7 @@ _OWN_GROUPS = {"humanoid_9_8": ("upper_body", "lower_body")}
 _GLOBAL_CATEGORIES = ("qpos", "qvel")
 
 
-@dataclass(frozen=True)
-class AgentIndices:
+class AgentIndices(NamedTuple):
     """Actions and observations of the agents of one group.
 
     Args:
@@ -47,34 +45,20 @@ class AgentIndices:
     observations: np.ndarray
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """Columns of a simulator's row, from which all observations are gathered.
+class RowLayout(NamedTuple):
+    """Columns of a simulator's row: state, joint velocities, a zero and a one.
 
-    The row is the robot's state, its joint velocities, a zero and a one.
+    All observations are gathered from it.
 
     Args:
-        state: number of entries of the state.
-        velocities: number of joint velocities.
+        state: number of entries of the state, and column of the first joint velocity.
+        zero: column of the constant zero, which pads observations.
+        one: column of the constant one, for one-hots; the last column.
     """
 
     state: int
-    velocities: int
-
-    @property
-    def zero(self) -> int:
-        """Column of the constant zero, which pads observations."""
-        return self.state + self.velocities
-
-    @property
-    def one(self) -> int:
-        """Column of the constant one, for one-hots."""
-        return self.zero + 1
-
-    @property
-    def width(self) -> int:
-        """Number of columns."""
-        return self.one + 1
+    zero: int
+    one: int
 
 
 @contextmanager
@@ -138,7 +122,8 @@ def agent_indices(
             global_categories=tuple(global_categories),
         )
     simulator: Any = raw.single_agent_env.unwrapped
-    layout = RowLayout(simulator.observation_space.shape[0], simulator.model.nv)
+    size = simulator.observation_space.shape[0]
+    layout = RowLayout(size, size + simulator.model.nv, size + simulator.model.nv + 1)
     names = list(raw.possible_agents)
     observed = [
         np.arange(layout.state)
@@ -177,14 +162,13 @@ def _columns(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout)
         return indices
     # The state clips this robot's velocities at 10; agents' observations do not.
     first = simulator.observation_structure["qpos"]
-    is_velocity = (indices >= first) & (indices < first + layout.velocities)
+    is_velocity = (indices >= first) & (indices < first + layout.zero - layout.state)
     return np.where(is_velocity, indices - first + layout.state, indices)
 
 
 def _observes_state(task: str, agent_obsk: Any, global_categories: Any) -> bool:
     """Check the options; return whether agents observe the full state."""
-    if task not in TASKS:
-        raise ValueError(unknown_name("MA-MuJoCo task", task, list(TASKS)))
+    check_known("MA-MuJoCo task", [task], TASKS)
     if isinstance(global_categories, str) or set(global_categories) - set(_GLOBAL_CATEGORIES):
         raise ValueError(
             f"{task}: expected `global_categories` to be a sequence of some of "
@@ -194,7 +178,7 @@ def _observes_state(task: str, agent_obsk: Any, global_categories: Any) -> bool:
         return True
     if isinstance(agent_obsk, bool) or not isinstance(agent_obsk, int) or agent_obsk < 0:
         raise ValueError(
-            f"{task}: expected `agent_obsk` to be an integer >= 0, the distance up to which an agent "
-            f"observes joints, or None or 'full' for the state, got {agent_obsk!r}."
+            f"{task}: expected `agent_obsk` to be an integer >= 0 (a distance), or None or 'full' "
+            f"for the state, got {agent_obsk!r}."
         )
     return False

@@ -34,7 +34,6 @@ def check_actions(
     mask: torch.Tensor,
     *,
     name: str,
-    dead_action: int,
     step: Callable[[int], int],
 ) -> None:
     """Raise an error for the first action that the mask forbids.
@@ -45,7 +44,6 @@ def check_actions(
 
     Keyword Args:
         name (str): name of the environment.
-        dead_action (int): the only valid action of dead agents.
         step (callable): maps an environment's index to the number of its next step.
 
     Raises:
@@ -54,11 +52,11 @@ def check_actions(
     Examples:
         >>> mask = torch.tensor([[[True, False], [False, True]]])
         >>> actions = torch.tensor([[0, 0]])
-        >>> check_actions(actions, mask, name="duel", dead_action=0, step=lambda i: 3)
+        >>> check_actions(actions, mask, name="duel", step=lambda i: 3)
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: duel, environment 0, step 3: agent_1 (alive) got action 0: expected one of ...
+        ValueError: duel, environment 0, step 3: agent_1 got action 0: expected one of ...
     """
     n_actions = mask.shape[-1]
     chosen = mask.gather(-1, action.long().clamp(0, n_actions - 1).unsqueeze(-1)).squeeze(-1)
@@ -67,7 +65,6 @@ def check_actions(
         env, agent = invalid.nonzero()[0].tolist()
         valid = mask[env, agent].nonzero().flatten().tolist()
         raise ValueError(
-            f"{name}, environment {env}, step {step(env)}: agent_{agent} "
-            f"({'dead' if valid == [dead_action] else 'alive'}) got action "
+            f"{name}, environment {env}, step {step(env)}: agent_{agent} got action "
             f"{int(action[env, agent])}: expected one of {valid}, its action mask."
         )

@@ -74,9 +74,7 @@ class MatrixGameEnv(TeamEnv):
         payoff (Tensor): ``[K_1, ..., K_n]``, one axis of actions per agent.
 
     Keyword Args:
-        num_envs (int): environments in the batch.
-        device (optional): device of the simulation.
-        seed (int, optional): has no effect; accepted as by all environments.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
         ValueError: for a payoff without axes or entries, or with NaN or infinity.

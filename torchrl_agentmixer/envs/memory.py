@@ -37,6 +37,6 @@ def with_primers(env: EnvBase, primers: Transform | None) -> EnvBase:
     """As :func:`with_memory`, from the policy's primers, which can be sent to a worker process."""
     if primers is None or "is_init" in env.observation_spec.keys():  # noqa: SIM118
         return env
-    env = TransformedEnv(env, InitTracker())
+    env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
     env.append_transform(primers)
     return env

@@ -10,7 +10,7 @@ from vmas.simulator.core import Agent, Landmark, Sphere, World
 from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import Color
 
-from torchrl_agentmixer._choices import check_at_least, unknown_name
+from torchrl_agentmixer._choices import check_at_least, check_known, check_values
 
 _PREY_RADIUS = 0.05
 _PREDATOR_RADIUS = 0.07
@@ -95,21 +95,17 @@ class PredatorPreyScenario(BaseScenario):
 
     def _set_options(self, options: dict[str, Any]) -> None:
         known = PredatorPreyScenario.__annotations__
+        check_known("option of vmas/predator_prey", options, known)
         for name, value in options.items():
-            if name not in known:
-                raise ValueError(unknown_name("option of vmas/predator_prey", name, known))
             setattr(self, name, value)
         check_at_least("vmas/predator_prey", 2, n_predators=self.n_predators)
         check_at_least("vmas/predator_prey", 1, n_prey=self.n_prey)
-        for name in ("view_radius", "prey_view", "catch_radius", "predator_speed", "prey_speed"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"vmas/predator_prey: expected `{name}` > 0, got {getattr(self, name)}."
-                )
-        if self.penalty > 0:
-            raise ValueError(
-                f"vmas/predator_prey: expected `penalty` <= 0 (a reward), got {self.penalty}."
-            )
+        positive = ("view_radius", "prey_view", "catch_radius", "predator_speed", "prey_speed")
+        check_values(
+            "vmas/predator_prey",
+            **{key: (getattr(self, key), getattr(self, key) > 0, "> 0") for key in positive},
+            penalty=(self.penalty, self.penalty <= 0, "<= 0 (a reward)"),
+        )
 
     def reset_world_at(self, env_index: int | None = None) -> None:
         index = slice(None) if env_index is None else env_index

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_agentmixer._choices import check_at_least
+from torchrl_agentmixer._choices import check_at_least, check_values
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas
 
@@ -39,7 +39,6 @@ class PredatorPreyGridEnv(TeamEnv):
     learns much more slowly from the coordinates alone, without the views.)
 
     Keyword Args:
-        num_envs (int): environments in the batch.
         grid_size (int): number of rows and of columns.
         n_predators (int): number of agents.
         n_prey (int): number of prey.
@@ -49,8 +48,7 @@ class PredatorPreyGridEnv(TeamEnv):
         max_steps (int): time limit, in steps.
         view (int): width of the square that an agent observes, odd, in cells.
         prey_move_probs (sequence of float): probabilities of down, left, up, right, stay.
-        device (optional): device of the simulation.
-        seed (int, optional): seed of the environment's generator.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
         ValueError: for sizes that do not fit, a positive penalty, or probabilities that do not
@@ -81,21 +79,23 @@ class PredatorPreyGridEnv(TeamEnv):
     ) -> None:
         name = "PredatorPreyGridEnv"
         check_at_least(name, 1, n_predators=n_predators, n_prey=n_prey, max_steps=max_steps)
-        if grid_size < 2 or n_predators + n_prey > grid_size**2:
-            raise ValueError(
-                f"{name}: expected a `grid_size` >= 2 with room for {n_predators} predators and "
-                f"{n_prey} prey, got {grid_size}."
-            )
-        if view < 1 or view % 2 == 0:
-            raise ValueError(f"{name}: expected an odd `view` >= 1, got {view}.")
-        if penalty > 0:
-            raise ValueError(f"{name}: expected `penalty` <= 0 (a reward), got {penalty}.")
-        total = sum(prey_move_probs)
-        if len(prey_move_probs) != len(MOVES) or min(prey_move_probs) < 0 or abs(total - 1) > 1e-6:
-            raise ValueError(
-                f"{name}: expected five `prey_move_probs` (down, left, up, right, stay), not "
-                f"negative, with sum 1, got {tuple(prey_move_probs)}."
-            )
+        total, entities = sum(prey_move_probs), n_predators + n_prey
+        is_distribution = min(prey_move_probs) >= 0 and abs(total - 1) <= 1e-6
+        check_values(
+            name,
+            grid_size=(
+                grid_size,
+                grid_size >= 2 and entities <= grid_size**2,
+                f">= 2, with room for {n_predators} predators and {n_prey} prey",
+            ),
+            view=(view, view >= 1 and view % 2 == 1, ">= 1, odd"),
+            penalty=(penalty, penalty <= 0, "<= 0 (a reward)"),
+            prey_move_probs=(
+                prey_move_probs,
+                len(prey_move_probs) == len(MOVES) and is_distribution,
+                "of down, left, up, right, stay: five numbers >= 0 with sum 1",
+            ),
+        )
         super().__init__(
             n_predators,
             len(MOVES),

@@ -24,12 +24,10 @@ class RecallEnv(TeamEnv):
     one-hot; share of the episode that has passed]``.
 
     Keyword Args:
-        num_envs (int): environments in the batch.
         n_agents (int): number of agents.
         n_cues (int): number of cues, and of actions per agent.
         delay (int): number of blank steps between cue and flag.
-        device (optional): device of the simulation.
-        seed (int, optional): seed of the environment's generator.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
         ValueError: for less than one agent or two cues, or a negative delay.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known, unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
@@ -164,6 +164,4 @@ def _check_options(name: str, builder: Builder, kwargs: dict[str, Any]) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return  # the builder checks its options
     options = [option for option in parameters if option not in _COMMON]
-    for key in kwargs:
-        if key not in options and key not in _COMMON:
-            raise ValueError(unknown_name(f"option of {name}", key, options))
+    check_known(f"option of {name}", [key for key in kwargs if key not in _COMMON], options)

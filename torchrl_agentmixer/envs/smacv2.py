@@ -17,7 +17,7 @@ from torchrl import torchrl_logger
 from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import ParallelEnv, SerialEnv, SMACv2Env, TransformedEnv
 
-from torchrl_agentmixer._choices import check_at_least, unknown_name
+from torchrl_agentmixer._choices import check_at_least, check_known
 from torchrl_agentmixer.envs.base import done_spec, flag_spec
 from torchrl_agentmixer.envs.masks import check_actions, draw_valid_actions
 from torchrl_agentmixer.envs.optional import require
@@ -97,8 +97,7 @@ class SMACv2TeamEnv(TransformedEnv):
         **kwargs: Any,
     ) -> None:
         require("smacv2")
-        if race not in RACES:
-            raise ValueError(unknown_name("race", race, RACES))
+        check_known("race", [race], RACES)
         n_enemies = n_units if n_enemies is None else n_enemies
         sizes = {"n_units": n_units, "n_enemies": n_enemies, "max_steps": max_steps}
         check_at_least("SMACv2TeamEnv", 1, **sizes, num_envs=num_envs)
@@ -118,7 +117,6 @@ class SMACv2TeamEnv(TransformedEnv):
                 tensordict["agents", "action"],
                 mask,
                 name=f"SMACv2 {self.scenario}",
-                dead_action=0,
                 step=lambda game: self.base_env.steps_taken()[game] + 1,
             )
         return super()._step(tensordict)
@@ -289,6 +287,4 @@ def _check_game_options(options: dict[str, Any]) -> None:
     import smacv2.env
 
     known = set(inspect.signature(smacv2.env.StarCraft2Env).parameters) - _OWN_OPTIONS
-    for option in options:
-        if option not in known:
-            raise ValueError(unknown_name("option of SMACv2", option, known))
+    check_known("option of SMACv2", options, known)

@@ -25,7 +25,6 @@ from torchrl_agentmixer.envs.smax_simulator import (
     to_tensor,
 )
 
-_STOP = 4  # the only valid action of dead units
 _PIXELS = 14  # per unit of length
 
 
@@ -148,7 +147,6 @@ class SmaxEnv(BatchedEnv):
             action,
             torch.from_dlpack(seen["action_mask"]).to(action.device),
             name=f"smax/{self.scenario}",
-            dead_action=_STOP,
             step=lambda i: int(states.state.step[i]) + 1,
         )
         self._key, self._battles, outcome = self._simulator.step(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.envs.scenarios import RACE_SCENARIOS, capability_config, race_of
 
 # Options of JaxMARL's classes that the scenario or the environment sets.
@@ -52,15 +52,12 @@ def make_battle(scenario: str, options: dict[str, Any]) -> Any:
     parameters = inspect.signature(smax_env.SMAX).parameters
     known = {*parameters, *inspect.signature(HeuristicEnemySMAX).parameters} - _OWN_OPTIONS
     known = {name for name in known if not name.startswith("unit_type_")}
-    for option in options:
-        if option not in known:
-            raise ValueError(unknown_name("option of SMAX", option, known))
+    check_known("option of SMAX", options, known)
     options = options | {"max_steps": 2**30}  # its time limit is a step late, and not a truncation
     if race := race_of(scenario):
         return _race_battle(*race, options, parameters)
     maps = smax_env.MAP_NAME_TO_SCENARIO
-    if scenario not in maps:
-        raise ValueError(unknown_name("scenario of SMAX", scenario, {*maps, *RACE_SCENARIOS}))
+    check_known("scenario of SMAX", [scenario], {*maps, *RACE_SCENARIOS})
     return HeuristicEnemySMAX(scenario=maps[scenario], **options)
 
 
