@@ -68,7 +68,7 @@ class AgentActor(nn.Module):
         self.group = group
         self.index = index
         self.network = network
-        self.memory_dim: int = network.memory_dim
+        self.memory_dim: int = getattr(network, "memory_dim", 0)
         self.squashed = not group.discrete and distribution == "tanh_normal"
         self.bounds = self._own_bounds()
         if self.bounds is not None:
