@@ -13,10 +13,6 @@ Color = tuple[int, int, int]
 class Canvas:
     """A white image with methods that draw boxes, discs, polygons and text, in pixels.
 
-    Args:
-        width (int): width in pixels.
-        height (int): height in pixels.
-
     Raises:
         ImportError: without Pillow, with the install command.
 

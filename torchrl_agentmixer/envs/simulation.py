@@ -81,8 +81,8 @@ def tensors_within(
         known (tuple of object): objects that are not searched.
 
     Yields:
-        tuple: the holder (an object, list, tuple or dict), the attribute, index or key in it, and
-        the path from the root.
+        tuple: the container (a list, tuple or dict, or the ``__dict__`` of an object), the index
+        or key in it, and the path from the root.
     """
     seen = {id(one) for one in known}
     pending: list[tuple[Any, str]] = [(root, "")]
@@ -91,31 +91,18 @@ def tensors_within(
         if id(holder) in seen:
             continue
         seen.add(id(holder))
-        entries: Any
-        if isinstance(holder, dict):
-            entries = holder.items()
-        elif isinstance(holder, list | tuple):
-            entries = enumerate(holder)
-        elif isinstance(holder, type):
-            continue
-        elif type(holder).__module__.startswith(modules) and hasattr(holder, "__dict__"):
-            entries = vars(holder).items()
-        else:
-            continue
+        container = holder
+        if not isinstance(holder, dict | list | tuple):
+            if isinstance(holder, type) or not type(holder).__module__.startswith(modules):
+                continue
+            container = getattr(holder, "__dict__", {})
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
         for index, (name, value) in enumerate(entries):
             place = f"{path}.{name if isinstance(name, str) else index}"
             if value is None or isinstance(value, torch.Tensor):
-                yield holder, name, place
+                yield container, name, place
             else:
                 pending.append((value, place))
-
-
-def put(holder: Any, name: Any, value: Any) -> None:
-    """Set an attribute of an object, or an entry of a list or dict."""
-    if isinstance(holder, list | dict):
-        holder[name] = value
-    else:
-        vars(holder)[name] = value
 
 
 def check_names(env: str, got: Iterable[Any], expected: Iterable[Any]) -> None:

@@ -22,7 +22,6 @@ from torchrl_agentmixer.envs.simulation import (
     check_shape,
     numpy_random_state,
     plain_random_state,
-    put,
     tensors_within,
 )
 
@@ -169,8 +168,8 @@ class VmasTeamEnv(VmasEnv):
             "steps": self._steps.clone(),
             "last_reward": self._last_reward.clone(),
             "world": {
-                path: None if (value := _held(holder, name)) is None else value.clone()
-                for holder, name, path in self._simulated()
+                path: None if container[name] is None else container[name].clone()
+                for container, name, path in self._simulated()
             },
         }
 
@@ -180,9 +179,9 @@ class VmasTeamEnv(VmasEnv):
         places = list(self._simulated())
         check_names(label, state["world"], [path for *_, path in places])
         check_shape(label, "steps", state["steps"], self._steps)
-        for holder, name, path in places:
+        for container, name, path in places:
             value = state["world"][path]
-            put(holder, name, None if value is None else value.to(self.device, copy=True))
+            container[name] = None if value is None else value.to(self.device, copy=True)
         self._steps = state["steps"].to(self.device, copy=True)
         self._last_reward = state["last_reward"].to(self.device, copy=True)
         torch_state, numpy_state, python_state = state["random"]
@@ -216,10 +215,6 @@ class VmasTeamEnv(VmasEnv):
                 canvas.text((center[0] - 3, center[1] - 6), name, fill=(255, 255, 255))
         canvas.caption(size, self._steps[env_index], self._last_reward[env_index])
         return canvas.image()
-
-
-def _held(holder: Any, name: Any) -> torch.Tensor | None:
-    return holder[name] if isinstance(holder, dict | list | tuple) else vars(holder)[name]
 
 
 def _outline(shape: Any, scale: float, angle: float) -> float | list[tuple[float, float]]:

@@ -52,8 +52,6 @@ class AgentActor(nn.Module):
     scale: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
-    center: torch.Tensor
-    half_width: torch.Tensor
 
     def __init__(
         self,
@@ -72,9 +70,7 @@ class AgentActor(nn.Module):
         self.squashed = not group.discrete and distribution == "tanh_normal"
         self.bounds = self._own_bounds()
         if self.bounds is not None:
-            low, high = self.bounds
-            centered = {"center": (low + high) / 2, "half_width": (high - low) / 2}
-            for name, value in (centered if self.squashed else {"low": low, "high": high}).items():
+            for name, value in zip(("low", "high"), self.bounds, strict=True):
                 self.register_buffer(name, value)
         self.normalized = normalization is not None
         if normalization is not None:
@@ -129,7 +125,8 @@ class AgentActor(nn.Module):
         if self.squashed:  # `IGCTanhNormal.deterministic_sample`, with TorchRL's bound on tanh
             limit = 1.0 - torch.finfo(loc.dtype).resolution
             share = loc.tanh().clamp(-limit, limit)
-            return {"action": self.center + self.half_width * share}
+            center, half_width = (self.low + self.high) / 2, (self.high - self.low) / 2
+            return {"action": center + half_width * share}
         if self.bounds is not None:
             loc = torch.minimum(torch.maximum(loc, self.low), self.high)
         return {"action": loc}
@@ -211,22 +208,15 @@ def agent_actors(
 
 
 def _check_decentralized(policy: TensorDictModuleBase, groups: Sequence[AgentGroup]) -> None:
-    expected = (
-        "expected a decentralized, deterministic policy: `AgentMixerPolicy`, its "
-        "`.decentralized()`, or the `execution_policy` of a method whose execution is decentralized"
-    )
-    if not groups:
+    """Only decentralized and deterministic policies consist of actors and their modes."""
+    own = {"is_init", *(group.key(leaf) for group in groups for leaf in _READ)}
+    foreign = [key for key in policy.in_keys if key not in own]
+    if foreign or not groups:
         raise ValueError(
-            f"export: {expected}; got {type(policy).__name__}, which reads {policy.in_keys} and "
-            f"writes {policy.out_keys}. Policies that depend on other agents' actions (MAT, "
-            "ARMAPPO), that share a latent, or that sample cannot be exported."
-        )
-    own = [group.key(leaf) for group in groups for leaf in _READ]
-    foreign = [key for key in policy.in_keys if key not in own and key != "is_init"]
-    if foreign:
-        raise ValueError(
-            f"export: {expected}; got a policy that also reads {foreign}, which agents do not "
-            "observe."
+            "export: expected a decentralized, deterministic policy (`AgentMixerPolicy`, its "
+            "`.decentralized()`, or the `execution_policy` of a method with decentralized "
+            f"execution), got {type(policy).__name__}, which reads {policy.in_keys} and writes "
+            f"{policy.out_keys}. Agents can only read {sorted(map(str, own))}."
         )
 
 
