@@ -174,7 +174,7 @@ def test_rock_paper_scissors():
 
 
 def test_shapley():
-    """Nash: uniform, 1/3 for each agent. Correlated: never (0, 0), 1/2 for each agent."""
+    """Nash: uniform, 1/3 per agent. Correlated: only cells that pay one agent, 1/2 per agent."""
     row = torch.eye(3)
     column = row.roll(1, dims=1)
     payoffs = torch.stack([row, column])

@@ -379,8 +379,8 @@ class Exact:
     def mode_scores(self, students: list[dict]) -> list[float]:
         """Returns of the modes, for all ways to break ties."""
         sides = [students[i][big] for i in (0, 1) for big in (False, True)]
-        likeliest = [(side > side.max() - 1e-9).nonzero().flatten().tolist() for side in sides]
-        return [float(self.decentralized()[choice]) for choice in product(*likeliest)]
+        modes = [(side > side.max() - 1e-9).nonzero().flatten().tolist() for side in sides]
+        return [float(self.decentralized()[choice]) for choice in product(*modes)]
 
 
 def _prob(big: bool, small_prob: float) -> float:

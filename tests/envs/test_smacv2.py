@@ -210,10 +210,10 @@ def test_invalid_actions(action):
     mask[1, 3, 10] = action != 10  # the last action before 11
     mask[1, 3, 0] = action == -1  # the first one after -1
     data["agents", "action"][1, 3] = action
-    legal = mask[1, 3].nonzero().flatten().tolist()
+    valid = mask[1, 3].nonzero().flatten().tolist()
     message = (
         rf"terran_5_vs_5, environment 1, step 2: agent_3 got action {action}: "
-        rf"expected one of \[{', '.join(map(str, legal))}\]"
+        rf"expected one of \[{', '.join(map(str, valid))}\]"
     )
     with pytest.raises(ValueError, match=message):
         env.step(data)
