@@ -27,6 +27,7 @@ from torchrl_agentmixer.algorithms import (
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors, verification
 from torchrl_agentmixer.export import decentralized as exporting
+from torchrl_agentmixer.modules.actors import MultiAgentBody
 from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 LOW, HIGH = torch.tensor([[-1.0, 0.0, -3.0]] * 2), torch.tensor([[1.0, 0.5, 100.0]] * 2)
@@ -299,6 +300,17 @@ def test_other_actors(tmp_path, share_params):
     actor = foreign(torchrl_mlp(share_params=share_params))
     other = actor_module(FLYERS)
     policy = mode_policy([WALKERS, FLYERS], [TensorDictSequential(actor, other)], "tanh_normal")
+    card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
+    errors = json.loads(card.read_text())["largest_difference_from_the_policy"]
+    assert errors["torch"] < 1e-5
+
+
+@pytest.mark.parametrize("share_params", [True, False])
+def test_layer_norm_of_memory_per_agent(tmp_path, randomized, share_params):
+    """Each file contains its agent's copy; the export compares the outputs."""
+    actor = actor_module(PICKERS, memory_dim=4, share_params=share_params)
+    actor.module.memory_norm = MultiAgentBody(3, 4, hidden=(), share_params=share_params)
+    policy = randomized(mode_policy([PICKERS], [actor]))
     card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
     errors = json.loads(card.read_text())["largest_difference_from_the_policy"]
     assert errors["torch"] < 1e-5

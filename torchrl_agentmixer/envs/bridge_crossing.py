@@ -52,16 +52,10 @@ class BridgeCrossingEnv(TeamEnv):
     on its size and its actions: **they never contain information about the other agent**. A
     decentralized policy is a plan per size of each agent.
 
-    Returns known in closed form:
-
-    - :attr:`full_information_optimum`: two small agents take 1; otherwise one takes each passage.
-    - :attr:`decentralized_optimum`: one agent always takes 1, the other always 2.
-    - :attr:`imitation_return`: students of the full-information expert that sample their actions.
-    - :attr:`imitation_mode_return`: the same students with their most likely actions.
-
-    Their formulas use :math:`s` = ``step_cost``, :math:`c` = ``congestion_cost``, :math:`p` =
-    ``small_prob`` and :math:`q = 1 - p`. A crossing takes 5 steps by passage 1 (4 of them inside)
-    and 7 by passage 2 (6 inside).
+    The closed-form :attr:`full_information_optimum`, :attr:`decentralized_optimum`,
+    :attr:`imitation_return` and :attr:`imitation_mode_return` use :math:`s` = ``step_cost``,
+    :math:`c` = ``congestion_cost``, :math:`p` = ``small_prob`` and :math:`q = 1 - p`. A crossing
+    takes 5 steps by passage 1 (4 of them inside) and 7 by passage 2 (6 inside).
 
     Keyword Args:
         small_prob (float): probability that an agent is small. Above 1/2, the modes of a student

@@ -11,17 +11,7 @@ Color = tuple[int, int, int]
 
 
 class Canvas:
-    """A white image with methods that draw boxes, discs, polygons and text, in pixels.
-
-    Raises:
-        ImportError: without Pillow, with the install command.
-
-    Examples:
-        >>> canvas = Canvas(20, 10)
-        >>> canvas.box((0, 0, 5, 5), fill=(255, 0, 0))
-        >>> canvas.image().shape
-        (10, 20, 3)
-    """
+    """A white image of a size in pixels, with methods that draw; needs Pillow."""
 
     def __init__(self, width: int, height: int) -> None:
         if find_spec("PIL") is None:
@@ -62,12 +52,7 @@ class Canvas:
 
 
 def to_rgb(color: Any, env_index: int = 0) -> Color:
-    """Convert a color of channels in [0, 1], or one environment's of several, to integers.
-
-    Examples:
-        >>> to_rgb((1.0, 0.5, 0.0))
-        (255, 127, 0)
-    """
+    """Convert a color of channels in [0, 1], or one environment's of several, to integers."""
     if getattr(color, "ndim", 1) > 1:
         color = color[env_index]
     red, green, blue = (int(255 * float(channel)) for channel in color[:3])

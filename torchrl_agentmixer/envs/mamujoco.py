@@ -71,12 +71,6 @@ class MaMujocoEnv(BatchedEnv):
         >>> rollout = env.rollout(3)
         >>> rollout["agents", "observation"].shape, rollout["next", "reward"].shape
         (torch.Size([4, 3, 6, 8]), torch.Size([4, 3, 1]))
-
-        Observations of zero mean and unit variance:
-
-        >>> from torchrl_agentmixer.envs import normalize_observations
-        >>> normalize_observations(env).rollout(3)["state"].shape
-        torch.Size([4, 3, 17])
     """
 
     def __init__(

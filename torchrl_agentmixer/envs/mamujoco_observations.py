@@ -32,33 +32,19 @@ _GLOBAL_CATEGORIES = ("qpos", "qvel")
 
 
 class AgentIndices(NamedTuple):
-    """Actions and observations of the agents of one group.
-
-    Args:
-        agents: names of the agents.
-        actions: indices into the robot's action, ``[n_agents, a]``.
-        observations: indices into a row of :class:`RowLayout`, ``[n_agents, o]``.
-    """
+    """Actions and observations of the agents of one group."""
 
     agents: list[str]
-    actions: np.ndarray
-    observations: np.ndarray
+    actions: np.ndarray  # [n_agents, a], indices into the robot's action
+    observations: np.ndarray  # [n_agents, o], columns of a row
 
 
 class RowLayout(NamedTuple):
-    """Columns of a simulator's row: state, joint velocities, a zero and a one.
+    """Columns of a simulator's row, from which all observations are gathered."""
 
-    All observations are gathered from it.
-
-    Args:
-        state: number of entries of the state, and column of the first joint velocity.
-        zero: column of the constant zero, which pads observations.
-        one: column of the constant one, for one-hots; the last column.
-    """
-
-    state: int
-    zero: int
-    one: int
+    state: int  # number of entries of the state, and first column of the joint velocities
+    zero: int  # column of the constant 0, which pads observations
+    one: int  # column of the constant 1, for one-hots; the last column
 
 
 @contextmanager
@@ -81,29 +67,16 @@ def agent_indices(
     global_categories: Sequence[str] = (),
     agent_one_hot: bool = True,
 ) -> tuple[RowLayout, dict[str, AgentIndices]]:
-    """Compute the layout of a row, and the indices of each group of agents.
+    """Compute the layout of a row, and the indices of each group; options as ``MaMujocoEnv``.
 
-    An agent observes its joints and those up to ``agent_obsk`` edges away in the robot's graph, as
-    in gymnasium-robotics, padded with zeros to the largest observation of its group, then its
-    one-hot among all agents.
-
-    Args:
-        task (str): a key of ``TASKS``.
-
-    Keyword Args:
-        agent_obsk (int, optional): observation distance; ``None`` or ``"full"`` for the state.
-        global_categories (sequence of str): ``"qpos"``, ``"qvel"`` of the root, for all agents.
-        agent_one_hot (bool): whether observations end with the agent's one-hot.
-
-    Raises:
-        ValueError: for an unknown task or option.
+    An observation consists of the agent's joints and those up to ``agent_obsk`` edges away in the
+    robot's graph, as in gymnasium-robotics, zeros up to the largest observation of the group, and
+    the agent's one-hot.
 
     Examples:
         >>> layout, groups = agent_indices("half_cheetah_2x3")
         >>> groups["agents"].actions.tolist()
         [[0, 1, 2], [3, 4, 5]]
-        >>> groups["agents"].observations.shape  # 3 angles, 3 velocities, one-hot
-        (2, 8)
     """
     full = _observes_state(task, agent_obsk, global_categories)
     from gymnasium_robotics import mamujoco_v1

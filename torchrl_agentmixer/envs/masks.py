@@ -9,21 +9,7 @@ from tensordict import TensorDictBase
 
 
 def draw_valid_actions(tensordict: TensorDictBase) -> TensorDictBase:
-    """Write ``("agents", "action")``, sampled uniformly from ``("agents", "action_mask")``.
-
-    Args:
-        tensordict (TensorDictBase): with the mask ``[*B, n_agents, K]``, bool.
-
-    Returns:
-        TensorDictBase: the same one, with actions ``[*B, n_agents]``, int64.
-
-    Examples:
-        >>> from tensordict import TensorDict
-        >>> mask = torch.tensor([[[False, True, False], [False, False, True]]])
-        >>> data = TensorDict({"agents": {"action_mask": mask}}, batch_size=[1])
-        >>> draw_valid_actions(data)["agents", "action"]
-        tensor([[1, 2]])
-    """
+    """Write ``("agents", "action")`` ``[*B, n]``, uniform over ``("agents", "action_mask")``."""
     mask = tensordict["agents", "action_mask"]
     action = torch.distributions.Categorical(probs=mask.float()).sample()
     return tensordict.set(("agents", "action"), action)
@@ -36,27 +22,9 @@ def check_actions(
     name: str,
     step: Callable[[int], int],
 ) -> None:
-    """Raise an error for the first action that the mask forbids.
+    """Raise a ValueError for the first action ``[num_envs, n]`` outside its mask ``[..., K]``.
 
-    Args:
-        action (torch.Tensor): ``[num_envs, n_agents]``, integers.
-        mask (torch.Tensor): ``[num_envs, n_agents, K]``, bool.
-
-    Keyword Args:
-        name (str): name of the environment.
-        step (callable): maps an environment's index to the number of its next step.
-
-    Raises:
-        ValueError: with the environment, step, agent, action and the valid actions.
-
-    Examples:
-        >>> mask = torch.tensor([[[True, False], [False, True]]])
-        >>> actions = torch.tensor([[0, 0]])
-        >>> check_actions(actions, mask, name="duel", step=lambda i: 3)
-        ... # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        ValueError: duel, environment 0, step 3: agent_1 got action 0: expected one of ...
+    ``step`` maps an environment's index to the number of its next step, for the message.
     """
     n_actions = mask.shape[-1]
     chosen = mask.gather(-1, action.long().clamp(0, n_actions - 1).unsqueeze(-1)).squeeze(-1)

@@ -127,24 +127,22 @@ class MatrixGameEnv(TeamEnv):
         With more than two agents, payoffs of the first two, given the others' actions.
         """
         played = self._played[env_index].tolist()
-        others = tuple(max(action, 0) for action in played[2:])
-        table = self.payoff.cpu().reshape(self.payoff.shape + (1,) * (2 - min(2, self.n_agents)))
-        table = table[(slice(None), slice(None), *others)]
+        table = self.payoff.cpu()[(..., *(max(action, 0) for action in played[2:]))]
+        table = table.reshape(len(table), -1)  # [K_1, K_2 or 1]
         cell, (rows, columns) = 56, table.shape
         height = rows * cell
         canvas = Canvas(max(columns * cell, 230), height + 36)
         low, high = float(self.payoff.min()), float(self.payoff.max())
         for row in range(rows):
             for column in range(columns):
-                value = float(table[row, column])
-                share = (value - low) / max(high - low, 1e-9)
+                share = (float(table[row, column]) - low) / max(high - low, 1e-9)
                 left, top = column * cell, row * cell
                 canvas.box(
                     (left + 2, top + 2, left + cell - 2, top + cell - 2),
                     fill=(int(235 - 140 * share), int(235 - 40 * share), 235),
                     outline=(200, 30, 30) if [row, column][: self.n_agents] == played[:2] else None,
                 )
-                canvas.text((left + 14, top + 20), f"{value:.3g}")
+                canvas.text((left + 14, top + 20), f"{float(table[row, column]):.3g}")
         if played[0] < 0:
             canvas.text((4, height + 4), "step 0")
         else:

@@ -92,22 +92,8 @@ def merged_statistics(
 ) -> TensorDict:
     """Merge the statistics of processes that started from the same statistics.
 
-    Args:
-        several (sequence of TensorDictBase): ``statistics`` of several normalizers.
-
-    Keyword Args:
-        mean (callable, optional): a further mean, over ranks.
-
-    Returns:
-        TensorDict: means weighted by numbers of steps, and the mean number of steps.
-
-    Examples:
-        >>> a, b = ({"loc": {"state": torch.tensor(x)}, "count": {"state": torch.tensor(n)}}
-        ...         for x, n in ((1.0, 1), (3.0, 3)))
-        >>> a["var"], b["var"] = a["loc"], b["loc"]
-        >>> both = merged_statistics([TensorDict(a), TensorDict(b)])
-        >>> both["loc", "state"].item(), both["count", "state"].item()
-        (2.5, 2)
+    Means are weighted by the numbers of steps; the count is the mean number of steps. ``mean`` is
+    applied to both, as a further mean over ranks.
     """
     mean = mean or (lambda value: value)
     result = several[0].clone()

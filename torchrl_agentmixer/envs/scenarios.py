@@ -42,17 +42,7 @@ def race_of(scenario: str) -> tuple[str, int, int] | None:
 
 
 def capability_config(race: str, n_units: int, n_enemies: int) -> dict[str, Any]:
-    """The benchmark's distributions of teams and starting positions, sampled per episode.
-
-    Args:
-        race (str): ``"protoss"``, ``"terran"`` or ``"zerg"``.
-        n_units (int): units of the team.
-        n_enemies (int): units of the enemy.
-
-    Examples:
-        >>> capability_config("zerg", 5, 6)["team_gen"]["weights"]
-        [0.45, 0.1, 0.45]
-    """
+    """The benchmark's distributions of teams and starting positions, sampled per episode."""
     starts = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32}
     return {
         "n_units": n_units,

@@ -74,15 +74,9 @@ def tensors_within(
 ) -> Iterator[tuple[Any, Any, str]]:
     """Iterate over all tensors and ``None`` values in an object graph, in a fixed order.
 
-    Args:
-        root (object): where to begin.
-        modules (tuple of str): prefixes of module names; objects of these modules, lists, tuples
-            and dicts are searched.
-        known (tuple of object): objects that are not searched.
-
-    Yields:
-        tuple: the container (a list, tuple or dict, or the ``__dict__`` of an object), the index
-        or key in it, and the path from the root.
+    Searches lists, tuples, dicts and objects whose module name begins with one of ``modules``,
+    except ``known``. Yields the container (for an object, its ``__dict__``), the index or key in
+    it, and the path from the root.
     """
     seen = {id(one) for one in known}
     pending: list[tuple[Any, str]] = [(root, "")]

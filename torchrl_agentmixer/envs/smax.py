@@ -33,22 +33,16 @@ class SmaxEnv(BatchedEnv):
 
     SMAX (JaxMARL: `arXiv 2311.10090 <https://arxiv.org/abs/2311.10090>`_) has SMAC's units and
     battles, and SMACv2's random teams and starting positions, without StarCraft II; docs/smax.md
-    lists the differences. Each environment writes, for the ``n`` units of the team,
+    lists the differences. Keys and shapes are those of
+    :class:`~torchrl_agentmixer.envs.SMACv2TeamEnv`, except that
 
-    - ``("agents", "observation")`` ``[*B, n, o]``: the unit itself and the units in its sight
-      range, relative to that range; and ``"state"`` ``[*B, s]``: all units, positions in units of
-      length; float32;
-    - ``("agents", "action_mask")`` ``[*B, n, K]``, the valid actions: 0 to 3 move north, east,
-      south and west, 4 stop, the only valid one of dead units, 5 and above attack that enemy; and
-      ``("agents", "alive")`` ``[*B, n]``;
-    - ``"reward"`` ``[*B, 1]``: the share of the enemies' health that was destroyed, plus 1 for a
-      victory;
-    - ``"battle_won"`` ``[*B, 1]``, true at the last step of a battle that is won;
-    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: a battle that is won or lost
-      terminates, ``max_steps`` truncates;
+    - of ``("agents", "action")``, 0 to 3 move north, east, south and west, 4 stops and is the only
+      valid action of dead units, 5 and above attack that enemy;
+    - observations are relative to the sight range, and the state is in units of length;
+    - ``"reward"`` is the share of the enemies' health that was destroyed, plus 1 for a victory.
 
-    and reads ``("agents", "action")`` ``[*B, n]``, integers. :meth:`rand_action`, which
-    ``env.rollout(n)`` uses, samples valid actions; pass ``env.rand_action`` as a random policy.
+    :meth:`rand_action`, which ``env.rollout(n)`` uses, samples valid actions; pass
+    ``env.rand_action`` as a random policy.
 
     The first reset and the first step compile, once per scenario, ``num_envs`` and options.
     Compiled code is cached on disk in ``~/.cache/torchrl_agentmixer/jax``, or in

@@ -38,13 +38,7 @@ _MORE_UNITS: dict[str, tuple[float, ...]] = {
 def make_battle(scenario: str, options: dict[str, Any]) -> Any:
     """JaxMARL's ``HeuristicEnemySMAX`` of a scenario, without a time limit.
 
-    Args:
-        scenario (str): one of JaxMARL's scenarios, or
-            ``"{race}_{units}_vs_{enemies}"``.
-        options (dict): of ``SMAX`` and ``HeuristicEnemySMAX``, such as ``see_enemy_actions``.
-
-    Raises:
-        ValueError: for an unknown scenario or option; the message names the nearest match.
+    A ValueError for an unknown scenario or option names the nearest match.
     """
     with _quiet_import():
         from jaxmarl.environments.smax import HeuristicEnemySMAX, smax_env
@@ -89,17 +83,10 @@ def _race_battle(
 
 @dataclass(frozen=True)
 class WeightedTeams:
-    """Random unit types as in SMACv2: weighted, the same for both teams, not only exceptions.
+    """Random unit types as in SMACv2: weighted, the same for both teams, not only exceptions."""
 
-    Args:
-        weights: probability of each unit type.
-        exceptions: whether each unit type is an exception; no team consists of these only.
-        n_units: units of the team.
-        n_enemies: units of the enemy; the first ones are those of the team.
-    """
-
-    weights: tuple[float, ...]
-    exceptions: tuple[bool, ...]
+    weights: tuple[float, ...]  # per unit type
+    exceptions: tuple[bool, ...]  # unit types of which a team cannot consist alone
     n_units: int
     n_enemies: int
 

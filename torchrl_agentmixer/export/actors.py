@@ -63,9 +63,7 @@ class AgentActor(nn.Module):
         normalization: tuple[torch.Tensor | float, torch.Tensor | float] | None = None,
     ) -> None:
         super().__init__()
-        self.group = group
-        self.index = index
-        self.network = network
+        self.group, self.index, self.network = group, index, network
         self.memory_dim: int = getattr(network, "memory_dim", 0)
         self.squashed = not group.discrete and distribution == "tanh_normal"
         self.bounds = self._own_bounds()
@@ -145,10 +143,8 @@ class TeamActor(nn.Module):
         >>> from torchrl_agentmixer import AgentMixerPolicy
         >>> from torchrl_agentmixer.envs import make_env
         >>> policy = AgentMixerPolicy.from_env(make_env("matrix/climbing")).decentralized()
-        >>> team = TeamActor(agent_actors(policy))
-        >>> observation = torch.ones(5, 1)
-        >>> outputs = team(agents_0_observation=observation, agents_1_observation=observation)
-        >>> sorted(outputs)
+        >>> x = torch.ones(5, 1)
+        >>> sorted(TeamActor(agent_actors(policy))(agents_0_observation=x, agents_1_observation=x))
         ['agents_0_action', 'agents_0_logits', 'agents_1_action', 'agents_1_logits']
     """
 

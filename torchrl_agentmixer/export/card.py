@@ -41,12 +41,8 @@ def agent_card(
 ) -> dict[str, Any]:
     """Card of one agent: names, keys, sizes and rules of its inputs and outputs.
 
-    Args:
-        actor (AgentActor): the agent's actor.
-        inputs (dict): example inputs of its file, ``[B, ...]``.
-        outputs (dict): outputs of the file.
-        files (dict): :func:`file_entry` of its files, by format.
-        prefix (str): prefix of the agent's names in the file.
+    ``inputs`` and ``outputs`` are examples ``[B, ...]`` of those of its file; ``prefix`` begins the
+    agent's names in it.
     """
     group, memory = actor.group, None
     if actor.memory_dim:

@@ -65,11 +65,7 @@ class PackageNetwork(nn.Module):
 
 
 class ForeignNetwork(nn.Module):
-    """Network of agent ``index``, from another feed-forward actor.
-
-    TorchRL's multi-agent networks are replaced by the agent's; other modules run unchanged, on a
-    team of one agent.
-    """
+    """Network of agent ``index``, from another feed-forward actor, run on a team of one agent."""
 
     layer_norm = None
     memory_dim = 0

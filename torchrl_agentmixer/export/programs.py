@@ -22,6 +22,21 @@ SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
 Unit = AgentActor | TeamActor  # content of a file
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress warnings and log messages of the exporters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
 def write_files(
     units: Sequence[Unit], folder: Path, formats: Sequence[Format]
 ) -> list[dict[str, Any]]:
@@ -39,11 +54,10 @@ def write_files(
             files: dict[str, dict[str, Any]] = {}
             for name in dict.fromkeys(formats):
                 file = folder / f"{unit.name}{SUFFIX[name]}"
-                with _quiet():
-                    if name == "onnx" and model is not None:
-                        model.save(file)
-                    else:
-                        torch.export.save(program, file)
+                if name == "onnx" and model is not None:
+                    model.save(file)
+                else:
+                    torch.export.save(program, file)
                 files[name] = file_entry(file)
             for actor in unit.agents:
                 cards.append(agent_card(actor, inputs, outputs, files, unit.prefix(actor)))
@@ -79,8 +93,7 @@ def _trace(unit: Unit, inputs: dict[str, torch.Tensor]) -> torch.export.Exported
     shapes = {name: {0: batch} for name in inputs}
     if isinstance(unit, TeamActor):
         unit.forward = _with_names(unit.forward, inputs)  # type: ignore[method-assign]
-    with _quiet():
-        program = torch.export.export(unit, (), inputs, dynamic_shapes=shapes)
+    program = torch.export.export(unit, (), inputs, dynamic_shapes=shapes)
     for node in program.graph.nodes:  # stack traces contain local paths
         node.meta.pop("stack_trace", None)
     return program
@@ -118,13 +131,12 @@ class _OnnxModel:
         self._complete = set(program.state_dict) <= names
 
     def _translate(self) -> torch.onnx.ONNXProgram:
-        with _quiet():
-            program = torch.onnx.export(
-                self._program,
-                dynamo=True,
-                verbose=False,
-                **self._options,  # type: ignore[arg-type]
-            )
+        program = torch.onnx.export(
+            self._program,
+            dynamo=True,
+            verbose=False,
+            **self._options,  # type: ignore[arg-type]
+        )
         assert program is not None
         return program
 
@@ -151,17 +163,3 @@ def _clean(model: Any) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = "batch"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings and log messages of the exporters."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

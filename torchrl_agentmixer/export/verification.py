@@ -23,10 +23,9 @@ def verify(
     formats: Sequence[Format],
     batch: int = 256,
 ) -> dict[str, float]:
-    """Largest differences between the outputs of files and policy, by format.
+    """Largest difference between outputs of files and policy, by format.
 
-    Raises:
-        ValueError: for differences beyond rounding errors.
+    A ValueError for differences beyond rounding errors.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = [random_inputs(actor, batch, generator) for actor in actors]
