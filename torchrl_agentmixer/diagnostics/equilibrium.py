@@ -61,7 +61,7 @@ def correlated_equilibrium_gap(payoffs: torch.Tensor, joint: torch.Tensor) -> Eq
         >>> correlated_equilibrium_gap(chicken, always_yield).per_agent
         tensor([1., 1.])
     """
-    payoffs, joint = _check_game("correlated_equilibrium_gap", payoffs, joint)
+    payoffs, joint = _check_game(payoffs, joint)
     gains = []
     for agent in range(len(payoffs)):
         values = _deviation_values(payoffs, joint, agent)
@@ -87,8 +87,13 @@ def coarse_correlated_equilibrium_gap(payoffs: torch.Tensor, joint: torch.Tensor
         >>> coarse_correlated_equilibrium_gap(climbing(), product).per_agent
         tensor([7.1111, 5.1111])
     """
-    payoffs, joint = _check_game("coarse_correlated_equilibrium_gap", payoffs, joint)
-    return _coarse_gap(payoffs, joint)
+    payoffs, joint = _check_game(payoffs, joint)
+    gains = []
+    for agent in range(len(payoffs)):
+        values = _deviation_values(payoffs, joint, agent)
+        kept = values.diagonal(dim1=-2, dim2=-1).sum(-1)
+        gains.append((values.sum(-2).amax(-1) - kept).clamp_min(0))
+    return _largest(gains)
 
 
 def nash_gap(
@@ -118,15 +123,15 @@ def nash_gap(
         (0.0, 1.0)
     """
     if isinstance(policies, torch.Tensor):
-        payoffs, joint = _check_game("nash_gap", payoffs, policies)
+        payoffs, joint = _check_game(payoffs, policies)
         n = len(payoffs)
         axes = [tuple(axis for axis in range(-n, 0) if axis != agent - n) for agent in range(n)]
         policies = [joint.sum(axis) if axis else joint for axis in axes]
     if not policies:
         raise ValueError("nash_gap: expected at least one policy, got none.")
     for agent, policy in enumerate(policies):
-        _check_distribution("nash_gap", f"policies[{agent}]", policy, 1)
-    return _coarse_gap(*_check_game("nash_gap", payoffs, outer(policies)))
+        _check_distribution(f"policies[{agent}]", policy, 1)
+    return coarse_correlated_equilibrium_gap(payoffs, outer(policies))
 
 
 def _deviation_values(payoffs: torch.Tensor, joint: torch.Tensor, agent: int) -> torch.Tensor:
@@ -138,23 +143,12 @@ def _deviation_values(payoffs: torch.Tensor, joint: torch.Tensor, agent: int) ->
     return probs @ payoff.mT
 
 
-def _coarse_gap(payoffs: torch.Tensor, joint: torch.Tensor) -> EquilibriumGap:
-    gains = []
-    for agent in range(len(payoffs)):
-        values = _deviation_values(payoffs, joint, agent)
-        kept = values.diagonal(dim1=-2, dim2=-1).sum(-1)
-        gains.append((values.sum(-2).amax(-1) - kept).clamp_min(0))
-    return _largest(gains)
-
-
 def _largest(gains: list[torch.Tensor]) -> EquilibriumGap:
     per_agent = torch.stack(gains, -1)
     return EquilibriumGap(per_agent.amax(-1), per_agent)
 
 
-def _check_game(
-    owner: str, payoffs: torch.Tensor, joint: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_game(payoffs: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Payoffs ``[n_agents, K_1, ..., K_n]`` and probabilities, in one floating-point dtype."""
     n = payoffs.ndim - 1
     layouts = []
@@ -164,14 +158,14 @@ def _check_game(
         layouts.append(payoffs.expand(payoffs.ndim, *payoffs.shape))
     if not layouts:
         raise ValueError(
-            f"{owner}: expected `payoffs` [n_agents, K_1, ..., K_n] or [K_1, ..., K_n], and "
+            "equilibrium gap: expected `payoffs` [n_agents, K_1, ..., K_n] or [K_1, ..., K_n], and "
             f"`joint` [*B, K_1, ..., K_n], got {tuple(payoffs.shape)} and {tuple(joint.shape)}."
         )
     if not payoffs.isfinite().all():
-        raise ValueError(f"{owner}: expected finite `payoffs`, got NaN or infinity in them.")
+        raise ValueError("equilibrium gap: expected finite `payoffs`, got NaN or infinity.")
     # Both layouts may fit, such as [2, 2, 2]; the probabilities sum to 1 in only one of them.
     game = next((g for g in layouts if _is_distribution(joint, len(g))), layouts[0])
-    _check_distribution(owner, "joint", joint, len(game))
+    _check_distribution("joint", joint, len(game))
     dtype = torch.promote_types(payoffs.dtype, joint.dtype)
     return game.to(dtype), joint.to(dtype)
 
@@ -181,18 +175,16 @@ def _is_distribution(probs: torch.Tensor, n_axes: int) -> bool:
     return bool((probs >= -_TOLERANCE).all() and ((total - 1).abs() <= _TOLERANCE).all())
 
 
-def _check_distribution(owner: str, name: str, probs: torch.Tensor, n_axes: int) -> None:
-    if not probs.is_floating_point():
-        raise ValueError(f"{owner}: expected `{name}` in floating point, got {probs.dtype}.")
-    if probs.ndim < n_axes:
+def _check_distribution(name: str, probs: torch.Tensor, n_axes: int) -> None:
+    if not probs.is_floating_point() or probs.ndim < n_axes:
         raise ValueError(
-            f"{owner}: expected `{name}` with at least {n_axes} axis of actions, "
-            f"got shape {tuple(probs.shape)}."
+            f"equilibrium gap: expected `{name}` in floating point with at least {n_axes} axes of "
+            f"actions, got {probs.dtype} of shape {tuple(probs.shape)}."
         )
     if not _is_distribution(probs, n_axes):
         total = probs.sum(tuple(range(-n_axes, 0)))
         raise ValueError(
-            f"{owner}: expected `{name}` of shape {tuple(probs.shape)} to be a distribution over "
-            f"its last {n_axes} axes, got a smallest entry of {probs.min().item():.4g} and sums "
-            f"from {total.min().item():.4g} to {total.max().item():.4g}."
+            f"equilibrium gap: expected `{name}` of shape {tuple(probs.shape)} to be a distribution "
+            f"over its last {n_axes} axes, got a smallest entry of {probs.min().item():.4g} and "
+            f"sums from {total.min().item():.4g} to {total.max().item():.4g}."
         )
