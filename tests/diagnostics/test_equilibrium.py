@@ -328,7 +328,7 @@ def test_agents_with_different_numbers_of_actions():
     assert correlated_equilibrium_gap(env.payoff, probs).per_agent.shape == (4, 2)
 
 
-@pytest.mark.parametrize("form", ["perturbation", "temperature", "mixture"])
+@pytest.mark.parametrize("form", ["perturbation", "mixture"])
 def test_gap_of_a_policy_matches_its_samples(form):
     """The gap equals a Monte Carlo estimate of the best deviation's gain."""
     torch.manual_seed(1)

@@ -184,7 +184,8 @@ def _check_distribution(name: str, probs: torch.Tensor, n_axes: int) -> None:
     if not _is_distribution(probs, n_axes):
         total = probs.sum(tuple(range(-n_axes, 0)))
         raise ValueError(
-            f"equilibrium gap: expected `{name}` of shape {tuple(probs.shape)} to be a distribution "
-            f"over its last {n_axes} axes, got a smallest entry of {probs.min().item():.4g} and "
-            f"sums from {total.min().item():.4g} to {total.max().item():.4g}."
+            f"equilibrium gap: expected `{name}` of shape {tuple(probs.shape)} to be a "
+            f"distribution over its last {n_axes} axes, got a smallest entry of "
+            f"{probs.min().item():.4g} and sums from {total.min().item():.4g} to "
+            f"{total.max().item():.4g}."
         )
