@@ -24,7 +24,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.envs.smax_races import make_battle
+from torchrl_agentmixer.envs.smax_battles import make_battle
 
 
 def raw(scenario: str, method: str, num_envs: int, device: str) -> Callable[[int], float]:

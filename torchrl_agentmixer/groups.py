@@ -1,4 +1,4 @@
-"""What a policy must know of an environment's groups of agents."""
+"""Groups of agents: sizes and action spaces, read from an environment's specs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from tensordict.utils import NestedKey
 from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer._choices import check_at_least
+
 
 @dataclass(frozen=True)
 class AgentGroup:
     """Sizes and action space of one group of agents.
 
     Args:
-        name: the group's key in the tensordict, ``"agents"`` as a rule.
-        n_agents: agents in the group, at least one.
+        name: the group's key in the tensordict, usually ``"agents"``.
+        n_agents: number of agents.
         observation_dim: entries of one agent's observation.
         action_dim: action dimensions (continuous) or number of actions (discrete).
         discrete: whether actions are categorical.
         masked: whether the environment writes ``(name, "action_mask")``.
-        low: lower bounds of continuous actions, ``[n_agents, action_dim]``, if they have any.
-        high: upper bounds, likewise.
+        low: lower bounds of continuous actions, ``[n_agents, action_dim]``; ``None`` if unbounded.
+        high: upper bounds, of the same shape.
 
     Raises:
-        ValueError: for a size under 1.
+        ValueError: if a size is less than 1.
 
     Examples:
         >>> group = AgentGroup("agents", n_agents=3, observation_dim=8, action_dim=5, discrete=True)
@@ -43,15 +45,16 @@ class AgentGroup:
     high: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        for field in ("n_agents", "observation_dim", "action_dim"):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"AgentGroup {self.name!r}: expected `{field}` >= 1, "
-                    f"got {getattr(self, field)}."
-                )
+        check_at_least(
+            f"AgentGroup {self.name!r}",
+            1,
+            n_agents=self.n_agents,
+            observation_dim=self.observation_dim,
+            action_dim=self.action_dim,
+        )
 
     def key(self, leaf: str) -> NestedKey:
-        """The nested key of one of the group's entries."""
+        """Nested key of an entry of the group."""
         return (self.name, leaf)
 
     @property
@@ -61,17 +64,17 @@ class AgentGroup:
 
     @property
     def param_keys(self) -> list[NestedKey]:
-        """Where actors write the individual policies' parameters."""
+        """Keys of the individual policies\' parameters."""
         return [self.key(name) for name in self.param_names]
 
     @property
     def params_dim(self) -> int:
-        """Entries of one individual policy's parameters."""
+        """Number of parameters of one individual policy's distribution."""
         return self.action_dim if self.discrete else 2 * self.action_dim
 
 
 def agent_groups(env: EnvBase) -> list[AgentGroup]:
-    """Read the groups of a TorchRL multi-agent environment from its specs.
+    """Groups of a TorchRL multi-agent environment, from its specs.
 
     Args:
         env (EnvBase): an environment with ``group_map`` and ``(group, "observation")`` and
@@ -97,14 +100,14 @@ def agent_groups(env: EnvBase) -> list[AgentGroup]:
 
 
 def only_group(env: EnvBase, method: str) -> AgentGroup:
-    """The agents' group, for a method that has one network for all of them.
+    """The only group of an environment, for methods that do not support several groups.
 
     Args:
         env (EnvBase): the environment.
-        method (str): its name, for the message.
+        method (str): name of the method, for errors.
 
     Raises:
-        ValueError: for several groups.
+        ValueError: for an environment with several groups.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -114,18 +117,17 @@ def only_group(env: EnvBase, method: str) -> AgentGroup:
     groups = agent_groups(env)
     if len(groups) > 1:
         raise ValueError(
-            f"{method}: expected one group of agents, whose observations and actions have the same "
-            f"sizes, got {[group.name for group in groups]}. Use `mappo`, `happo`, `armappo` or "
-            "`agent_mixer` for several."
+            f"{method}: expected one group of agents, got {[group.name for group in groups]}. Use "
+            "`mappo`, `happo`, `armappo` or `agent_mixer` for several groups."
         )
     return groups[0]
 
 
 def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
-    """Entries of the environment's state.
+    """Number of entries of the environment's state.
 
     Raises:
-        KeyError: if the environment writes no such entry.
+        KeyError: if the environment does not write ``state_key``.
     """
     return _spec(env.observation_spec_unbatched, state_key, env).shape[-1]
 
@@ -139,7 +141,7 @@ def _group(env: EnvBase, name: str) -> AgentGroup:
     common = {"name": name, "n_agents": n_agents, "observation_dim": observation_dim}
     if isinstance(action, OneHot):
         raise ValueError(
-            f"group {name!r}: expected categorical actions, got one-hot ones; build the "
+            f"group {name!r}: expected categorical actions, got one-hot actions; build the "
             "environment with `categorical_actions=True`."
         )
     if isinstance(action, Categorical):
@@ -155,7 +157,7 @@ def _group(env: EnvBase, name: str) -> AgentGroup:
         )
     raise ValueError(
         f"group {name!r}: expected categorical or continuous actions, got {type(action).__name__} "
-        f"of dtype {action.dtype}. Give each agent one action."
+        f"of dtype {action.dtype}."
     )
 
 
@@ -164,6 +166,6 @@ def _spec(specs: Composite, key: NestedKey, env: EnvBase) -> TensorSpec:
     if key not in available:
         raise KeyError(
             f"{type(env).__name__} has no entry {key!r}: expected it among {available}. "
-            "Name the right key, or add it with a transform."
+            "Add it with a transform, or pass another key."
         )
     return specs[key]

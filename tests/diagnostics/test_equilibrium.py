@@ -1,4 +1,4 @@
-"""Gaps against brute force, linear programs and published equilibria."""
+"""Equilibrium gaps: comparison with brute force, linear programs and published equilibria."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def random_game(counts, seed=0, batch=()):
 
 
 def expected_after(payoffs, joint, agent, modification):
-    """Agent's payoff when it plays ``modification[a]`` wherever it was to play ``a``."""
+    """Expected payoff of an agent that replaces each action ``a`` by ``modification[a]``."""
     total = 0.0
     for actions in product(*map(range, joint.shape)):
         played = list(actions)
@@ -49,7 +49,7 @@ def expected_after(payoffs, joint, agent, modification):
 
 
 def brute_force(payoffs, joint, constant=False):
-    """Every agent's best gain over all maps of its actions, or over the constant ones."""
+    """Best gain per agent over all maps of its actions, or over constant maps."""
     gains = []
     for agent, count in enumerate(joint.shape):
         maps = (
@@ -69,7 +69,7 @@ def product_of_marginals(joint):
 
 
 def best_equilibrium(payoffs, coarse=False):
-    """The equilibrium with the largest sum of payoffs, by a linear program over joint actions."""
+    """Equilibrium with the largest sum of payoffs, by a linear program over joint actions."""
     counts = payoffs.shape[1:]
     constraints = []
     for agent, count in enumerate(counts):
@@ -97,7 +97,7 @@ def point(counts, actions):
     return joint
 
 
-# -- exact gaps -----------------------------------------------------------------------------------
+# Exact gaps.
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -127,7 +127,7 @@ def test_batches(function, counts):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("counts", [(3, 3), (2, 3, 2)])
-def test_the_best_equilibria_of_linear_programs(counts, seed):
+def test_optimal_equilibria_of_linear_programs(counts, seed):
     payoffs, other = random_game(counts, seed)
     correlated, welfare = best_equilibrium(payoffs)
     assert correlated_equilibrium_gap(payoffs, correlated).gap < 1e-8
@@ -140,8 +140,8 @@ def test_the_best_equilibria_of_linear_programs(counts, seed):
     assert gap.gap > 1e-2
 
 
-def test_some_coarse_equilibrium_is_no_correlated_one():
-    """Moulin and Vial's point: committing before the advice may bind where the advice does not."""
+def test_a_coarse_equilibrium_that_is_not_a_correlated_equilibrium():
+    """The result of Moulin and Vial: coarse correlated equilibria can have larger payoffs."""
     payoffs = random_game((3, 3), 4)[0]
     coarse, welfare = best_equilibrium(payoffs, coarse=True)
     assert welfare > best_equilibrium(payoffs)[1] + 0.5
@@ -149,13 +149,13 @@ def test_some_coarse_equilibrium_is_no_correlated_one():
 
 
 def test_chicken():
-    """Aumann's 1/3, 1/3, 1/3, worth 5 to each; advice to yield too often is not obeyed."""
+    """Aumann's equilibrium (1/3, 1/3, 1/3) pays 5 to each agent."""
     row = torch.tensor([[6.0, 2.0], [7.0, 0.0]])
     payoffs = torch.stack([row, row.T])
     third = torch.tensor([[1.0, 1.0], [1.0, 0.0]]) / 3
     assert correlated_equilibrium_gap(payoffs, third).gap < 1e-6
     assert (payoffs * third).sum((1, 2)).tolist() == pytest.approx([5, 5])
-    # Told to yield, the other yields with probability x / (x + y): dare if 7 x > 6 x + 2 y.
+    # If told to yield, the other agent yields with x / (x + y): dare if 7 x > 6 x + 2 y.
     kind = torch.tensor([[0.6, 0.2], [0.2, 0.0]])
     gap = correlated_equilibrium_gap(payoffs, kind)  # 0.6 * (7 - 6) - 0.2 * (2 - 0)
     assert gap.per_agent.tolist() == pytest.approx([0.2, 0.2], abs=1e-5)
@@ -174,7 +174,7 @@ def test_rock_paper_scissors():
 
 
 def test_shapley():
-    """Uniform is its only Nash equilibrium, 1/3 each; never to miss is correlated, 1/2 each."""
+    """Nash: uniform, 1/3 per agent. Correlated: only cells that pay one agent, 1/2 per agent."""
     row = torch.eye(3)
     column = row.roll(1, dims=1)
     payoffs = torch.stack([row, column])
@@ -200,8 +200,8 @@ def test_pure_equilibria_of_team_games(payoff, equilibria):
         assert {p for p, gap in zip(points, gaps, strict=True) if gap == 0} == equilibria
 
 
-def test_a_good_correlation_is_left_by_nobody():
-    """Leaving it would cost, and a gap is never negative."""
+def test_gaps_are_not_negative():
+    """Also where every deviation has a negative gain."""
     payoffs, both = torch.eye(2), torch.eye(2) / 2
     assert [function(payoffs, both).gap.item() for function in GAPS] == [0, 0, 0]
 
@@ -222,7 +222,7 @@ def test_gaps_are_ordered(counts, seed, scale, shift):
     torch.testing.assert_close(moved, correlated * scale)
 
 
-def test_a_common_payoff_is_everybodys():
+def test_team_payoffs():
     payoff, joint = random_game((2, 3, 2))
     payoff = payoff[0]
     for function in GAPS:
@@ -231,8 +231,8 @@ def test_a_common_payoff_is_everybodys():
 
 
 @pytest.mark.parametrize("function", GAPS)
-def test_layouts_that_both_fit_are_told_apart_by_the_probabilities(function):
-    """``[2, 2, 2]``: three agents with one payoff, or two agents with their own and two joints."""
+def test_ambiguous_layouts_are_resolved_by_the_probabilities(function):
+    """``[2, 2, 2]``: a team payoff of three agents, or payoffs of two agents and a batch of 2."""
     payoffs, joint = random_game((2, 2), batch=(2,))
     assert function(payoffs, joint).per_agent.shape == (2, 2)
     assert function(payoffs, joint / 2).per_agent.shape == (3,)
@@ -272,7 +272,7 @@ def test_errors_of_marginals():
         nash_gap(torch.zeros(2, 2), [])
 
 
-# -- from policies to joint probabilities ---------------------------------------------------------
+# Joint action probabilities.
 
 
 def mask_of(n_actions, batch, n):
@@ -297,7 +297,7 @@ def distributions(n=3, k=4, batch=(2, 5)):
 
 
 @pytest.mark.parametrize("name", distributions())
-def test_joint_probabilities_are_those_of_every_joint_action(name):
+def test_joint_probabilities_match_log_prob(name):
     dist = distributions()[name]
     n = 1 if name == "one agent" else 3
     probs = joint_action_probs(dist)
@@ -328,9 +328,9 @@ def test_agents_with_different_numbers_of_actions():
     assert correlated_equilibrium_gap(env.payoff, probs).per_agent.shape == (4, 2)
 
 
-@pytest.mark.parametrize("form", ["perturbation", "temperature", "mixture"])
-def test_one_line_for_a_policy(form):
-    """The gap of a policy is what its own samples say, with the deviation written by hand."""
+@pytest.mark.parametrize("form", ["perturbation", "mixture"])
+def test_gap_of_a_policy_matches_its_samples(form):
+    """The gap equals a Monte Carlo estimate of the best deviation's gain."""
     torch.manual_seed(1)
     payoff = stag_hunt(3)
     env = MatrixGameEnv(payoff, num_envs=1)

@@ -1,4 +1,4 @@
-"""The bridge against a transcription of its rules, and its constants against exhaustive search."""
+"""Bridge crossing: comparison with a Python implementation, and optima by exhaustive search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DELTA = {DOWN: (1, 0), LEFT: (0, -1), UP: (-1, 0), RIGHT: (0, 1), STAY: (0, 0)}
 Cell = tuple[int, int]
 Sizes = tuple[bool, bool]  # A is big, B is big
 
-# The rules once more, in plain Python: cells are (row, column).
+# A Python implementation of the rules; cells are (row, column).
 ENDS: tuple[Cell, Cell] = ((1, 0), (1, 3))
 PASSAGES: dict[int, set[Cell]] = {
     1: {(0, 0), (0, 1), (0, 2), (0, 3)},
@@ -27,7 +27,7 @@ PASSAGES: dict[int, set[Cell]] = {
 }
 OPEN = PASSAGES[1] | PASSAGES[2] | set(ENDS)
 SIZES = list(product((False, True), repeat=2))
-# Straight through passage 1 and 2, from the left and from the right.
+# Shortest paths by (agent, passage).
 CROSSINGS = {
     (0, 1): [UP, RIGHT, RIGHT, RIGHT, DOWN],
     (0, 2): [DOWN, DOWN, RIGHT, RIGHT, RIGHT, UP, UP],
@@ -46,7 +46,7 @@ def passage(cell: Cell) -> int:
 
 
 def too_full(cells: list[Cell], sizes: Sizes) -> bool:
-    """A big one counts for two, and a passage holds two."""
+    """A big agent has size 2, a small one size 1, and the capacity is 2."""
     loads = Counter(dict.fromkeys(PASSAGES, 0))
     for cell, big in zip(cells, sizes, strict=True):
         loads[passage(cell)] += 2 if big else 1
@@ -65,7 +65,7 @@ def _place(env: BridgeCrossingEnv, cells: tuple[Cell, Cell], sizes) -> None:
 
 
 def _cross(env: BridgeCrossingEnv, choices: tuple[int, int], sizes) -> list[TensorDict]:
-    """Each agent straight through its passage, step by step until the first one is done."""
+    """Steps of a crossing by the shortest path of each agent's passage."""
     env.reset()
     env._big = torch.as_tensor(sizes).expand(*env.batch_size, 2)
     a, b = (CROSSINGS[i, choice] + [STAY] * 2 for i, choice in enumerate(choices))
@@ -78,7 +78,7 @@ def _cross(env: BridgeCrossingEnv, choices: tuple[int, int], sizes) -> list[Tens
 
 
 def _memoryless(agent: int, number: int) -> torch.Tensor:
-    """Actions by row and column: straight through this passage."""
+    """Actions by row and column that follow the shortest path of a passage."""
     actions = torch.full((4, 4), STAY)
     cell = ENDS[agent]
     for action in CROSSINGS[agent, number]:
@@ -92,10 +92,10 @@ def _read(state: torch.Tensor) -> tuple[list[Cell], Sizes]:
     return [(r, c) for r, c, _ in rows], (bool(rows[0][2]), bool(rows[1][2]))
 
 
-# -- rules --------------------------------------------------------------------------------------
+# Rules.
 
 
-def test_transitions_match_a_transcription():
+def test_transitions_match_a_python_implementation():
     num_envs, limit = 60, 12
     env = BridgeCrossingEnv(num_envs=num_envs, max_steps=limit, small_prob=0.6, seed=0)
     data, events, steps = env.reset(), Counter(), [0] * num_envs
@@ -104,7 +104,7 @@ def test_transitions_match_a_transcription():
     for _ in range(120):
         before = data["state"]
         actions = torch.randint(5, (num_envs, 2), generator=generator)
-        for k, i in product(range(num_envs), (0, 1)):  # random play seldom arrives
+        for k, i in product(range(num_envs), (0, 1)):  # random actions rarely arrive
             if torch.rand((), generator=generator) < 0.7:
                 actions[k, i] = ways[(k >> i) % 2][i][_read(before[k])[0][i]]
         stepped, data = env.step_and_maybe_reset(data.set(("agents", "action"), actions))
@@ -135,7 +135,7 @@ def test_transitions_match_a_transcription():
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("number", "cells"), [(1, 4), (2, 6)])
-def test_a_passage_holds_two_small_or_one_big(sizes, number, cells):
+def test_capacity_of_a_passage(sizes, number, cells):
     history = _cross(BridgeCrossingEnv(), (number, number), sizes)
     rewards = [-0.7 if any(sizes) else -0.2] * cells + [-0.2]
     assert [step["reward"].item() for step in history] == pytest.approx(rewards)
@@ -149,20 +149,20 @@ def test_distinct_passages_are_never_congested(choices):
         assert rewards == pytest.approx([-0.2] * 5 + [-0.1] * 2)
 
 
-def test_ends_are_wide():
+def test_starts_and_goals_have_no_capacity():
     env = BridgeCrossingEnv()
     _place(env, ((1, 0), (0, 0)), (True, True))
     assert _act(env, [STAY, DOWN])["reward"].item() == pytest.approx(-0.2)
 
 
-def test_congestion_blocks_nobody():
+def test_congestion_does_not_block():
     env = BridgeCrossingEnv()
     _place(env, ((0, 1), (0, 2)), (True, True))
     cells, _ = _read(_act(env, [RIGHT, LEFT])["state"][0])
     assert cells == [(0, 2), (0, 1)]
 
 
-def test_who_has_arrived_stays_and_costs_nothing():
+def test_an_agent_at_its_goal_stays_and_costs_nothing():
     env = BridgeCrossingEnv()
     _place(env, ((1, 3), (2, 3)), (False, False))
     after = _act(env, [UP, STAY])
@@ -171,7 +171,7 @@ def test_who_has_arrived_stays_and_costs_nothing():
     assert not after["done"].any()
 
 
-def test_own_start_is_no_goal():
+def test_the_own_start_is_not_the_goal():
     env = BridgeCrossingEnv()
     env.reset()
     _act(env, [UP, UP])
@@ -179,7 +179,7 @@ def test_own_start_is_no_goal():
     assert _act(env, [STAY, STAY])["reward"].item() == pytest.approx(-0.2)
 
 
-def test_arrival_terminates_and_the_limit_truncates():
+def test_arrival_terminates_and_the_time_limit_truncates():
     env = BridgeCrossingEnv(max_steps=7)
     last = _cross(env, (1, 2), (True, True))[-1]  # in step 7
     assert last["terminated"].all()
@@ -192,7 +192,7 @@ def test_arrival_terminates_and_the_limit_truncates():
     assert not after["terminated"].any()
 
 
-def test_sizes_are_drawn_independently():
+def test_sizes_are_sampled_independently():
     env = BridgeCrossingEnv(num_envs=20_000, small_prob=0.6, seed=0)
     big = env.reset()["state"][:, [2, 5]]
     share = torch.stack([(big == torch.tensor(sizes).float()).all(-1) for sizes in SIZES])
@@ -203,23 +203,23 @@ def test_sizes_are_drawn_independently():
         assert (env.reset()["state"][:, [2, 5]] == value).all()
 
 
-def test_a_reset_draws_only_there():
+def test_a_partial_reset_samples_sizes_only_there():
     env = BridgeCrossingEnv(num_envs=200, seed=0)
     data = env.reset()
     mask = torch.arange(200) < 100
     before = data["state"]
     env.reset(data.clone().set("_reset", mask[:, None]))
-    after = _act(env, [STAY, STAY])["state"]  # not what was returned: how it goes on
+    after = _act(env, [STAY, STAY])["state"]  # of the simulation, not of the output
     assert torch.equal(after[100:], before[100:])
     assert not torch.equal(after[:100], before[:100])
 
 
-# -- what is seen ---------------------------------------------------------------------------------
+# Observations, rendering, options.
 
 
 @pytest.mark.parametrize("agent", [0, 1])
-def test_an_observation_tells_nothing_of_the_other(agent):
-    """Whatever the other's size and actions, through every congestion and arrival."""
+def test_observations_are_independent_of_the_other_agent(agent):
+    """For all sizes and actions of the other agent, with and without congestion and arrival."""
     num_envs = 400
     generator = torch.Generator().manual_seed(agent)
     env = BridgeCrossingEnv(num_envs=num_envs)
@@ -237,7 +237,7 @@ def test_an_observation_tells_nothing_of_the_other(agent):
         assert len(other.unique(dim=0)) > 2
         assert torch.equal(after["state"], after["agents", "observation"].flatten(1))
         rewards.append(after["reward"])
-    assert len(torch.cat(rewards).unique()) >= 3  # while what happened to them differed
+    assert len(torch.cat(rewards).unique()) >= 3  # the episodes differ
 
 
 def test_observation_and_state():
@@ -249,7 +249,7 @@ def test_observation_and_state():
     torch.testing.assert_close(after["state"][0], torch.tensor(expected).flatten())
 
 
-def test_picture():
+def test_render():
     env = BridgeCrossingEnv(num_envs=2)
     pictures = {}
     for sizes in SIZES:
@@ -276,18 +276,18 @@ def test_bad_options(options, message):
         BridgeCrossingEnv(**options)
 
 
-# -- what is known exactly ------------------------------------------------------------------------
+# Optima.
 #
-# Nobody is blocked and nobody sees the other, so an agent's observations follow from its own size
-# and actions. A deterministic decentralized policy, with or without memory, is therefore one path
-# for each size of each agent; a stochastic one is a mixture of these, also with a shared seed, and
-# its return an average of theirs. A path counts only by when it arrives and when it is in which
-# passage, and less time in a passage never costs: paths that arrive no sooner than another, and are
-# in each passage at all steps at which that one is, are left out.
+# An agent's observations depend only on its size and its actions. A deterministic decentralized
+# policy, with or without memory, is therefore one path per size of each agent. A stochastic policy
+# is a mixture of these, and its return is their average. The return depends on a path only by its
+# arrival and by the steps in each passage, and fewer steps in a passage are never worse. A path is
+# dominated, and ignored, if another one arrives no later and is in each passage only at steps at
+# which this one is.
 
 
 class Plan(NamedTuple):
-    """Steps until arrival (all, without), and bits of the steps that end in passages 1 and 2."""
+    """Steps until arrival or the time limit, and bits of the steps that end in passages 1 and 2."""
 
     steps: int
     first: int
@@ -296,7 +296,7 @@ class Plan(NamedTuple):
 
 @cache
 def plans(agent: int, max_steps: int) -> tuple[Plan, ...]:
-    """Every path of the transcription that is not left out."""
+    """All paths that are not dominated."""
     start, goal = ENDS[agent], ENDS[1 - agent]
     alive = {(start, 0, 0)}
     found: set[Plan] = set()
@@ -347,12 +347,12 @@ class Exact:
         return sum(float(self.prob[s] * self.returns[s].max()) for s in SIZES)
 
     def experts(self) -> dict[Sizes, list[tuple[int, int]]]:
-        """All optimal pairs of plans (their indices), for each pair of sizes."""
+        """Indices of all optimal pairs of plans, by pair of sizes."""
         best = {s: self.returns[s] > self.returns[s].max() - 1e-9 for s in SIZES}
         return {s: [tuple(pair) for pair in best[s].nonzero().tolist()] for s in SIZES}
 
     def decentralized(self) -> torch.Tensor:
-        """Of plans of (small A, big A, small B, big B): the expected return of each choice."""
+        """Expected returns of all plans of (small A, big A, small B, big B)."""
         n, m = len(self.plans[0]), len(self.plans[1])
         total = torch.zeros(n, n, m, m, dtype=torch.float64)
         for a, b in SIZES:
@@ -361,7 +361,7 @@ class Exact:
         return total
 
     def students(self, expert: dict[Sizes, list[tuple[int, int]]]) -> list[dict]:
-        """``[agent][own size]``: how often the expert gives the agent each plan."""
+        """Probabilities of the expert's plans, by agent and size."""
         shares = []
         for i in (0, 1):
             shares.append({big: torch.zeros(len(self.plans[i])).double() for big in (False, True)})
@@ -377,17 +377,17 @@ class Exact:
         return sum(float(value) for value in values.values())
 
     def mode_scores(self, students: list[dict]) -> list[float]:
-        """Of every way to break ties among the likeliest plans."""
+        """Returns of the modes, for all ways to break ties."""
         sides = [students[i][big] for i in (0, 1) for big in (False, True)]
-        likeliest = [(side > side.max() - 1e-9).nonzero().flatten().tolist() for side in sides]
-        return [float(self.decentralized()[choice]) for choice in product(*likeliest)]
+        modes = [(side > side.max() - 1e-9).nonzero().flatten().tolist() for side in sides]
+        return [float(self.decentralized()[choice]) for choice in product(*modes)]
 
 
 def _prob(big: bool, small_prob: float) -> float:
     return 1 - small_prob if big else small_prob
 
 
-# The defaults, those of `examples/conf/env/bridge_crossing.yaml`, and the edges of what is known.
+# The defaults, `examples/conf/env/bridge_crossing.yaml`, and limits of the formulas.
 OPTIONS = [
     {},
     {"small_prob": 0.6},
@@ -405,8 +405,8 @@ def test_plans():
     left, right = plans(0, 12), plans(1, 12)
     assert left == right  # the bridge is symmetric
     assert {straight(1), straight(2), Plan(12, 0, 0)} <= set(left)
-    assert Plan(9, 0b11110000, 0) in left  # waits for four steps
-    # The rest are these, delayed, but arriving before the limit, and to stay.
+    assert Plan(9, 0b11110000, 0) in left  # waits for four steps first
+    # All plans are delayed shortest paths, or to stay.
     assert set(left) == {
         *(delayed(straight(1), wait) for wait in range(7)),
         *(delayed(straight(2), wait) for wait in range(5)),
@@ -430,7 +430,7 @@ def test_decentralized_optimum(options):
     assert env.decentralized_optimum == pytest.approx(float(returns.max()))
     (a1, a2), (b1, b2) = exact.straight
     best = (returns > returns.max() - 1e-9).nonzero().tolist()
-    assert best == [[a1, a1, b2, b2], [a2, a2, b1, b1]]  # distinct passages, nothing else
+    assert best == [[a1, a1, b2, b2], [a2, a2, b1, b1]]  # only distinct passages
 
 
 @every_option
@@ -443,8 +443,8 @@ def test_imitation_returns(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"small_prob": 0.6}], ids=str)
-def test_imitating_any_expert_loses(options):
-    """However it breaks its ties: eight deterministic experts, and the one that draws."""
+def test_students_of_any_expert_are_worse_than_the_optimum(options):
+    """Eight deterministic experts (all ways to break ties), and the one that samples."""
     exact, env = Exact(**options), BridgeCrossingEnv(**options)
     optimal = exact.experts()
     experts = [
@@ -457,7 +457,7 @@ def test_imitating_any_expert_loses(options):
         modes = exact.mode_scores(students)
         if env.small_prob > 0.5 or expert is optimal:
             assert max(modes) < env.decentralized_optimum - 0.1
-        else:  # at 1/2 a student may be undecided, and one side of it right
+        else:  # at 1/2 a student may tie
             assert min(modes) < env.decentralized_optimum - 0.1
     assert (
         env.imitation_return
@@ -467,8 +467,8 @@ def test_imitating_any_expert_loses(options):
     )
 
 
-def test_plans_are_what_the_environment_plays():
-    """Every straight crossing, delayed by staying, against every other, for all sizes."""
+def test_returns_of_plans_in_the_environment():
+    """All pairs of delayed shortest paths, for all sizes."""
     exact = Exact()
     env = BridgeCrossingEnv(num_envs=4)
     choices = list(product((1, 2), range(5)))  # passage, steps of delay
@@ -508,7 +508,7 @@ def test_a_memoryless_decentralized_policy_attains_the_optimum():
 
 @pytest.mark.parametrize("small_prob", [0.5, 0.6])
 def test_students_in_the_environment(small_prob):
-    """They draw a passage by their own size: the share of the expert that draws."""
+    """Students that sample passages with the expert's probabilities, given their sizes."""
     num_envs = 40_000
     env = BridgeCrossingEnv(num_envs=num_envs, small_prob=small_prob, seed=0)
     big = env.reset()["agents", "observation"][..., 2]
@@ -526,7 +526,7 @@ def test_students_in_the_environment(small_prob):
     ("options", "message"),
     [
         ({"small_prob": 0.7}, "`small_prob` <= 0.6, got 0.7"),
-        ({"congestion_cost": 0.15}, "`congestion_cost` at least twice `step_cost`, got 0.15"),
+        ({"congestion_cost": 0.15}, "`congestion_cost` >= 2 .* got 0.15"),
         ({"max_steps": 8}, "`max_steps` >= 9, got 8"),
     ],
 )
@@ -539,6 +539,6 @@ def test_students_in_the_environment(small_prob):
         "imitation_mode_return",
     ],
 )
-def test_optima_are_known_for_figure_1_only(options, message, name):
+def test_optima_out_of_range(options, message, name):
     with pytest.raises(ValueError, match=message):
         getattr(BridgeCrossingEnv(**options), name)

@@ -1,4 +1,4 @@
-"""What every environment of the package promises."""
+"""Conformance tests that every environment passes."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def _actions(env: EnvBase, steps: int, seed: int = 0) -> list[TensorDictBase]:
 
 
 def _play(env: EnvBase, steps: int, seed: int = 0) -> TensorDictBase:
-    """Random play with automatic resets: ``[steps, num_envs]``."""
+    """Rollout of random actions with automatic resets, ``[steps, num_envs]``."""
     data, history = env.reset(), []
     for action in _actions(env, steps, seed):
-        torch.rand(3)  # a policy that draws must not change the environment
+        torch.rand(3)  # the global generator must not change the environment
         stepped, data = env.step_and_maybe_reset(data.update(action))
         history.append(stepped.clone())
     return torch.stack(history)
@@ -103,7 +103,7 @@ def test_layout(name):
 
 
 @every_env
-def test_a_single_environment(name):
+def test_batch_of_one(name):
     assert BUILDERS[name](num_envs=1).rollout(3).shape[0] == 1
 
 
@@ -128,13 +128,13 @@ def test_different_seeds_differ(name):
 
 
 @stochastic_env
-def test_environments_of_a_batch_differ(name):
+def test_environments_in_a_batch_differ(name):
     state = BUILDERS[name](num_envs=NUM_ENVS, seed=0).reset()["state"]
     assert len(state.unique(dim=0)) > 1
 
 
 @stochastic_env
-def test_another_environment_does_not_interfere(name):
+def test_environments_are_independent(name):
     alone = _play(BUILDERS[name](num_envs=NUM_ENVS, seed=5), 10)
     env, other = (BUILDERS[name](num_envs=NUM_ENVS, seed=seed) for seed in (5, 6))
     data, history = env.reset(), []
@@ -146,7 +146,7 @@ def test_another_environment_does_not_interfere(name):
 
 
 @every_env
-def test_global_random_state_is_left_alone(name):
+def test_global_random_state_is_unchanged(name):
     env = BUILDERS[name](num_envs=NUM_ENVS, seed=0)
     data = env.reset().update(_actions(env, 1)[0])
     torch.manual_seed(11)
@@ -159,7 +159,7 @@ def test_global_random_state_is_left_alone(name):
 
 
 @every_env
-def test_partial_reset_leaves_the_rest(name):
+def test_partial_reset_keeps_other_environments(name):
     env = BUILDERS[name](num_envs=NUM_ENVS, seed=0)
     data = env.reset()
     for action in _actions(env, 3):
@@ -173,7 +173,7 @@ def test_partial_reset_leaves_the_rest(name):
         if name in STOCHASTIC:
             assert not torch.equal(after[key][mask], before[key][mask])
     assert not after["done"][mask].any()
-    # And the simulation itself goes on from there, not only what was returned.
+    # Also the simulation itself, not only its outputs.
     twin = BUILDERS[name](num_envs=NUM_ENVS, seed=0)
     data = twin.reset()
     for action in _actions(twin, 3):
@@ -182,11 +182,11 @@ def test_partial_reset_leaves_the_rest(name):
     stepped, expected = (e.step(d.update(action)) for e, d in ((env, after), (twin, data)))
     for key in ("terminated", "truncated"):
         assert torch.equal(stepped["next", key][~mask], expected["next", key][~mask])
-    own = (next(iter(env.group_map)), "observation")  # own position comes first, and is no draw
+    own = (next(iter(env.group_map)), "observation")  # the own position, which is not random
     assert torch.equal(stepped["next", own][~mask, :, :2], expected["next", own][~mask, :, :2])
 
 
-# A cue's episodes have one length, and no limit.
+# Episodes of memory/recall have a fixed length and no time limit.
 @pytest.mark.parametrize("name", [n for n in STOCHASTIC if not n.startswith("memory")])
 def test_time_limits_truncate_and_ends_terminate(name):
     limit = 7
@@ -222,7 +222,7 @@ def test_two_hundred_random_steps(name):
 
 
 @every_env
-def test_results_do_not_change_afterwards(name):
+def test_outputs_are_not_overwritten(name):
     env = BUILDERS[name](num_envs=NUM_ENVS, seed=2)
     data = env.reset()
     kept, copies = [data], [data.clone()]
@@ -235,24 +235,24 @@ def test_results_do_not_change_afterwards(name):
 
 
 @every_env
-def test_it_goes_on_from_a_saved_state(name, tmp_path):
+def test_resume_from_a_simulation_state(name, tmp_path):
     env = BUILDERS[name](num_envs=NUM_ENVS, seed=0)
     data = _play(env, 7)[-1]
     torch.save(simulation_state(env), tmp_path / "state.pt")
-    expected = _go_on(env, data, 60)
+    expected = _continue(env, data, 60)
 
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
     other = BUILDERS[name](num_envs=NUM_ENVS, seed=1)
     _play(other, 3, seed=2)
     load_simulation_state(other, saved)
-    assert _same(_go_on(other, data, 60), expected)
-    # What was loaded is not what went on from there.
+    assert _same(_continue(other, data, 60), expected)
+    # Stepping does not change the state that was loaded.
     load_simulation_state(env, saved)
-    assert _same(_go_on(env, data, 60), expected)
+    assert _same(_continue(env, data, 60), expected)
 
 
-def _go_on(env: EnvBase, stepped: TensorDictBase, steps: int) -> TensorDictBase:
-    """Random play after a step, with automatic resets: ``[steps, num_envs]``."""
+def _continue(env: EnvBase, stepped: TensorDictBase, steps: int) -> TensorDictBase:
+    """Rollout of random actions after a step, with automatic resets, ``[steps, num_envs]``."""
     data, history = env.step_mdp(stepped.clone()), []
     data = env.maybe_reset(data)
     for action in _actions(env, steps, seed=3):
@@ -262,7 +262,7 @@ def _go_on(env: EnvBase, stepped: TensorDictBase, steps: int) -> TensorDictBase:
 
 
 @every_env
-def test_the_state_of_another_environment_is_refused(name):
+def test_simulation_state_of_another_batch_size(name):
     state = simulation_state(BUILDERS[name](num_envs=NUM_ENVS))
     with pytest.raises(ValueError, match="simulation state"):
         load_simulation_state(BUILDERS[name](num_envs=NUM_ENVS + 1), state)
@@ -287,7 +287,7 @@ def test_render(name):
 
 @every_env
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_a_batch_needs_an_environment(name, num_envs):
+def test_num_envs_out_of_range(name, num_envs):
     with pytest.raises(ValueError, match=f"`num_envs` >= 1, got {num_envs}"):
         BUILDERS[name](num_envs=num_envs)
 

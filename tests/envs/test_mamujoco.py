@@ -1,4 +1,4 @@
-"""MA-MuJoCo against gymnasium-robotics: the same robots, seen by the same agents, in batches."""
+"""Comparison of MA-MuJoCo batches with gymnasium-robotics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env, mamuj
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
 from torchrl_agentmixer.groups import agent_groups
 
-# Of each comparison; an episode is at most 1000.
+# Steps of each comparison; episodes have at most 1000.
 STEPS = int(os.environ.get("MAMUJOCO_STEPS", "100"))
 N = 2
 every_task = pytest.mark.parametrize("task", list(TASKS))
@@ -44,7 +44,7 @@ def reference(task: str, obsk: int = 0, categories: tuple[str, ...] = ()):
 
 
 def follow(env: MaMujocoEnv, references: list, steps: int, actions: float = 1.0):
-    """Play in ``env`` and in gymnasium-robotics; yield before, after and what the latter returned.
+    """Step ``env`` and gymnasium-robotics; yield both tensordicts and the references' results.
 
     Episodes start anew in both as they end.
     """
@@ -71,7 +71,7 @@ def shares(env: MaMujocoEnv, action: TensorDictBase, i: int) -> dict[str, np.nda
 
 
 def assert_same_sight(env, data, i, raw, observations):
-    """To the last bit of float32: observations, padding, one-hot and state."""
+    """Observations, padding, one-hot and state are bit-equal in float32."""
     np.testing.assert_array_equal(data["state"][i], raw.state().astype(np.float32))
     names = [agent for agents in env.group_map.values() for agent in agents]
     for group, agents in env.group_map.items():
@@ -113,7 +113,7 @@ def test_equal_where_velocities_are_clipped(task):
 
 
 @pytest.mark.parametrize("task", ["ant_4x2", "humanoid_9_8"])
-def test_actions_beyond_the_bounds_act_at_the_bound(task):
+def test_actions_are_clamped_to_their_bounds(task):
     env, twin = (make_env(f"mamujoco/{task}", num_envs=2, seed=0) for _ in range(2))
     action = twin.full_action_spec.rand()
     for group in env.group_map:
@@ -140,10 +140,10 @@ def test_groups(task):
     assert all(torch.allclose(g.high, torch.tensor(bound)) for g in groups.values())
     assert all(torch.equal(g.low, -g.high) for g in groups.values())
     moved = np.concatenate([g.actions.ravel() for g in agent_indices(task)[1].values()])
-    assert sorted(moved) == list(range(len(moved)))  # every joint has one agent
+    assert sorted(moved) == list(range(len(moved)))  # each joint belongs to one agent
 
 
-def test_groups_of_unequal_actions_are_refused(monkeypatch):
+def test_groups_of_unequal_actions(monkeypatch):
     monkeypatch.setattr(mamujoco_observations, "_OWN_GROUPS", {})
     with pytest.raises(ValueError, match=r"humanoid_9_8: .*'agents' have \[9, 8\] actions"):
         agent_indices("humanoid_9_8")
@@ -164,7 +164,7 @@ def test_full_observation(full, one_hot):
 def test_no_one_hot_and_padding():
     env = make_env("mamujoco/ant_8x1", agent_one_hot=False)
     seen = env.reset()["agents", "observation"]
-    assert seen.shape == (1, 8, 20)  # an ankle's: angle, velocity, 3 bodies of 6 forces
+    assert seen.shape == (1, 8, 20)  # of an ankle: angle, velocity, 3 bodies with 6 forces each
     hips = [0, 2, 4, 6]
     assert not seen[:, hips, 14:].any()  # 2 bodies
 
@@ -196,7 +196,7 @@ def test_unknown_tasks():
 
 
 @pytest.mark.parametrize("task", ["hopper_3x1", "humanoid_9_8"])
-def test_actions_that_are_not_numbers(task):
+def test_nan_actions(task):
     env = make_env(f"mamujoco/{task}", num_envs=3, seed=0)
     data = env.reset()
     data = env.step(data.update(env.full_action_spec.rand()))["next"]
@@ -207,7 +207,7 @@ def test_actions_that_are_not_numbers(task):
         env.step(data)
 
 
-def test_an_end_at_the_time_limit_is_an_end():
+def test_termination_at_the_time_limit_is_not_truncation():
     def play(limit: int) -> TensorDictBase:
         torch.manual_seed(0)
         return make_env("mamujoco/hopper_3x1", seed=0, max_steps=limit).rollout(limit)["next"]
@@ -220,7 +220,7 @@ def test_an_end_at_the_time_limit_is_an_end():
 
 
 @pytest.mark.parametrize("call", ["step", "reset"])
-def test_a_simulator_that_fails_is_named(call, monkeypatch):
+def test_errors_of_simulators_name_environment_and_step(call, monkeypatch):
     env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=0)
     data = env.rollout(2)["next"][:, -1].select("agents", "state")
 
@@ -234,15 +234,15 @@ def test_a_simulator_that_fails_is_named(call, monkeypatch):
     assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
-def test_seeds_of_a_batch_and_what_follows_them():
-    """Every reset goes on with each simulator's own random numbers."""
+def test_seeds_of_a_batch():
+    """Every reset continues each simulator's random numbers."""
     env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=5)
     assert len(set(env.seeds)) == 3
     first = [env.reset()["state"] for _ in range(3)]
     assert not torch.equal(first[0], first[1])
     env.set_seed(5)
     assert all(torch.equal(a, env.reset()["state"]) for a in first)
-    # A partial reset draws for one, and leaves the others' next draws as they were.
+    # A partial reset does not change the random numbers of other simulators.
     env.set_seed(5)
     data = env.reset()
     data = env.reset(data.set("_reset", torch.tensor([[True], [False], [False]])))
@@ -280,7 +280,7 @@ def test_worker_processes():
     not (find_library("EGL") or find_library("OSMesa")),
     reason="MuJoCo draws with EGL or OSMesa, and this machine has neither",
 )
-def test_drawing_one_robot_does_not_change_another():
+def test_rendering_one_robot_does_not_change_another():
     env, other = (make_env(f"mamujoco/{task}", seed=0) for task in ("ant_4x2", "hopper_3x1"))
     env.reset()
     other.reset()
@@ -292,8 +292,10 @@ def test_drawing_one_robot_does_not_change_another():
     other.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a half-built one
-def test_drawing_without_opengl(monkeypatch):
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of a partly built one
+def test_render_without_opengl(monkeypatch):
     env = make_env("mamujoco/hopper_3x1", seed=0)
     env.reset()
     monkeypatch.setenv("MUJOCO_GL", "none")
@@ -311,7 +313,7 @@ def test_close_closes_the_simulators(monkeypatch):
     assert env.is_closed
 
 
-def test_building_leaves_no_log(tmp_path, monkeypatch, capfd):
+def test_building_writes_no_log_file(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     make_env("mamujoco/half_cheetah_2x3", num_envs=2)
     assert not list(tmp_path.iterdir())

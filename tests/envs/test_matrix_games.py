@@ -50,7 +50,7 @@ def test_agents_with_different_numbers_of_actions_get_a_mask():
     assert mask.dtype == torch.bool
     assert mask[0].tolist() == [[True] * 2 + [False] * 2, [True] * 4, [True] * 3 + [False]]
     drawn = env.rollout(1)["agents", "action"]
-    assert (drawn[:, 0].amax(0) == torch.tensor([1, 3, 2])).all()  # random play respects it
+    assert (drawn[:, 0].amax(0) == torch.tensor([1, 3, 2])).all()  # random actions are valid
 
 
 def test_agents_with_equal_numbers_of_actions_get_none():

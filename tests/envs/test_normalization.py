@@ -1,4 +1,4 @@
-"""Normalized observations: by which statistics, whose they are, and that they last."""
+"""Observation normalization: values, sharing, saving and loading of statistics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.envs import RewardSum, SerialEnv, TransformedEnv
+from torchrl.envs import RewardSum, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_agentmixer.envs import (
-    CorrelationSeed,
     ObservationNormalizer,
     load_simulation_state,
     make_env,
@@ -30,7 +29,7 @@ def _count(env) -> int:
     return int(observation_normalizer(env).statistics["count", "state"])
 
 
-def test_by_mean_and_deviation_of_all_steps_so_far():
+def test_mean_and_deviation_of_all_steps_so_far():
     raw, normalized = _raw(), normalize_observations(_raw())
     check_env_specs(normalized)
     normalized = normalize_observations(_raw())
@@ -42,7 +41,7 @@ def test_by_mean_and_deviation_of_all_steps_so_far():
             all_rows = np.concatenate(seen)  # [envs * steps, ...]
             scale = np.maximum(all_rows.std(0), 1e-4)
             expected = (seen[-1] - all_rows.mean(0)) / scale
-            # Where an entry hardly varies, float32 leaves little of the difference.
+            # Entries with little variance have large rounding errors in float32.
             wide = np.broadcast_to(all_rows.std(0) > 1e-2, expected.shape)
             np.testing.assert_allclose(other[key].numpy()[wide], expected[wide], atol=2e-3)
         assert len(rows["state"]) == 1 or wide.any()
@@ -64,13 +63,13 @@ def test_every_group_and_the_state(name):
         assert (scale > 0).all()
 
 
-def test_evaluation_uses_the_statistics_of_training_and_adds_nothing():
-    """Through further transforms, and as they are now."""
+def test_evaluation_shares_the_statistics_and_does_not_update_them():
+    """Also through further transforms, with current statistics."""
     env = normalize_observations(_raw())
     evaluation = normalize_observations(_raw(num_envs=2), like=env)
-    training = TransformedEnv(env, CorrelationSeed(2))
+    training = TransformedEnv(env, StepCounter())
     training = TransformedEnv(training, RewardSum(in_keys=["reward"]))
-    evaluation = TransformedEnv(evaluation, CorrelationSeed(2))
+    evaluation = TransformedEnv(evaluation, StepCounter())
     for steps in (5, 9):
         training.rollout(steps)
         before = _count(training)
@@ -84,7 +83,7 @@ def test_evaluation_uses_the_statistics_of_training_and_adds_nothing():
         assert _count(training) == _count(evaluation) == _count(env) == before > 0
 
 
-def test_loaded_statistics_reach_all_who_share_them(tmp_path):
+def test_loading_updates_all_environments_that_share_statistics(tmp_path):
     env = normalize_observations(_raw())
     training = TransformedEnv(env, RewardSum(in_keys=["reward"]))
     evaluation = normalize_observations(_raw(num_envs=2), like=training)
@@ -99,7 +98,7 @@ def test_loaded_statistics_reach_all_who_share_them(tmp_path):
     assert torch.equal(observation_normalizer(evaluation).loc["state"], loc)
 
 
-def test_statistics_outlive_an_environment_that_cannot_tell_its_state():
+def test_statistics_are_saved_if_the_simulation_state_is_unavailable():
     def build():
         serial = SerialEnv(2, [lambda: _raw(num_envs=1)] * 2)
         return normalize_observations(_Grouped(serial))
@@ -112,12 +111,12 @@ def test_statistics_outlive_an_environment_that_cannot_tell_its_state():
 
 
 class _Grouped(TransformedEnv):
-    """Workers' environments do not tell their groups."""
+    """Batches of workers have no ``group_map``."""
 
     group_map = {"agents": ["agent_0", "agent_1"]}  # noqa: RUF012
 
 
-def test_saved_statistics_are_kept_as_they_are():
+def test_saved_statistics_are_not_updated():
     env = normalize_observations(_raw())
     env.rollout(5)
     saved = observation_normalizer(env).state_dict()
@@ -126,8 +125,8 @@ def test_saved_statistics_are_kept_as_they_are():
     assert _count(other) == _count(env)
 
 
-def test_a_large_constant_is_no_nan():
-    """VecNormV2's variance of it is negative by rounding."""
+def test_large_constants_give_no_nan():
+    """Their variance in VecNormV2 is negative by rounding."""
     normalizer = ObservationNormalizer(["x"])
     for _ in range(300):
         data = TensorDict({"x": torch.full((16, 1), 123.4)}, [16])

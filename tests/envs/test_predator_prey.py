@@ -1,4 +1,4 @@
-"""The continuous predator-prey: who pays, who is caught, who sees what."""
+"""Continuous predator-prey: rewards, captures, observations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _env(num_envs: int = 1, **options) -> VmasTeamEnv:
 
 
 def _place(env: VmasTeamEnv, predators: list[Point], prey: list[Point]) -> None:
-    """Put everybody at rest, in every environment."""
+    """Place all entities at rest, in every environment."""
     env.reset()
     n = env.batch_size[0]
     for agent, point in zip(env.scenario.world.agents, predators, strict=True):
@@ -34,14 +34,14 @@ def _step(env: VmasTeamEnv, actions: torch.Tensor | None = None) -> TensorDictBa
     return env.step(TensorDict({"agents": {"action": actions}}, batch_size=env.batch_size))["next"]
 
 
-# Predators of the first prey; the second is alone, and the other predators are far from both.
+# Predators near the first prey; other predators are far from both prey.
 TOUCHES = {0: [], 1: [(0.5, 0.45)], 2: [(0.5, 0.4), (0.5, 0.6)]}
 TOUCHES[3] = [*TOUCHES[2], (0.4, 0.5)]
 
 
 @pytest.mark.parametrize(("touching", "reward"), [(0, 0.0), (1, -0.7), (2, 4.0), (3, 4.0)])
 @pytest.mark.parametrize("respawn", [True, False])
-def test_catches_take_two_and_one_alone_pays(touching, reward, respawn):
+def test_captures_take_two_predators_and_one_pays_the_penalty(touching, reward, respawn):
     env = _env(8, capture_reward=4.0, penalty=-0.7, respawn=respawn)
     near = TOUCHES[touching]
     _place(env, near + [FAR] * (3 - len(near)), [(0.5, 0.5), (-0.9, 0.9)])
@@ -53,7 +53,7 @@ def test_catches_take_two_and_one_alone_pays(touching, reward, respawn):
     assert not after["terminated"].any()
     moved = (env.scenario.prey_pos[:, 0] - 0.5).norm(dim=-1)
     if touching >= 2 and respawn:
-        assert moved.max() > 0.3  # it is elsewhere, at random
+        assert moved.max() > 0.3  # at a random position
     else:
         assert moved.max() < 0.1
 
@@ -64,7 +64,7 @@ def test_two_prey_at_once():
     assert _step(env)["reward"].item() == pytest.approx(4.0 - 0.7)
 
 
-def test_the_episode_ends_with_the_last_prey():
+def test_the_episode_terminates_with_the_last_prey():
     env = _env(respawn=False)
     _place(env, [(0.5, 0.4), (0.5, 0.6), FAR], [(0.5, 0.5), (0.5, 0.5)])
     after = _step(env)
@@ -74,7 +74,7 @@ def test_the_episode_ends_with_the_last_prey():
     assert env.reset()["state"][0, -2:].tolist() == [1.0, 1.0]
 
 
-def test_prey_that_is_gone_cannot_be_caught_seen_or_touched():
+def test_removed_prey_have_no_effect():
     env = _env(respawn=False, penalty=-1.0)
     _place(env, [(0.5, 0.4), (0.5, 0.6), FAR], [(0.5, 0.5), (-0.9, 0.9)])
     assert _step(env)["reward"].item() == pytest.approx(10.0)
@@ -97,7 +97,7 @@ def test_observation_layout():
 
 @pytest.mark.parametrize("far", [(0.9, 0.9), (-0.9, 0.2)])
 def test_limited_view(far):
-    """What happens outside the view changes the state, and no observation."""
+    """Prey outside the view change the state, not the observations."""
     predators = [(0.0, 0.0), (0.2, 0.0), (0.0, -0.2)]
     env = _env(view_radius=0.5)
     _place(env, predators, [(0.1, 0.1), (0.9, -0.9)])
@@ -114,7 +114,7 @@ def test_limited_view(far):
     assert not torch.equal(one["agents", "observation"], near["agents", "observation"])
 
 
-def test_state_holds_everything():
+def test_state_layout():
     env = _env(5, respawn=False)
     data = env.rollout(4)["next"][:, -1]
     state, scenario = data["state"], env.scenario
@@ -132,27 +132,27 @@ def test_prey_flee_within_their_view_and_stay_in_the_arena():
     env = _env(64, prey_view=0.4, catch_radius=0.05)
     _place(env, [(0.0, 0.3), FAR, FAR], [(0.0, 0.0), (0.9, 0.9)])
     _step(env)
-    assert (env.scenario.prey_pos[:, 0, 1] < -0.05).all()  # all run from the predator
+    assert (env.scenario.prey_pos[:, 0, 1] < -0.05).all()  # all flee
     _place(env, [(0.0, 0.5), FAR, FAR], [(0.0, 0.0), (0.9, 0.9)])
     _step(env)
-    assert (env.scenario.prey_pos[:, 0, 1] > 0).any()  # unseen: they wander
+    assert (env.scenario.prey_pos[:, 0, 1] > 0).any()  # outside the view they wander
     for _ in range(50):
         _step(env)
         assert (env.scenario.prey_pos.abs() <= 1).all()
 
 
-def test_prey_are_no_faster_than_they_say():
+def test_prey_speed():
     env = _env(32, prey_speed=0.6, capture_reward=0.0)
     env.reset()
     for _ in range(20):
         before = env.scenario.prey_pos.clone()
         _step(env, 2 * torch.rand(32, 3, 2) - 1)
         moved = (env.scenario.prey_pos - before).norm(dim=-1)
-        assert (moved > 0.06 + 1e-5).float().mean() < 0.1  # only where one reappeared
+        assert (moved > 0.06 + 1e-5).float().mean() < 0.1  # except prey that reappeared
 
 
 def _pursue(env: VmasTeamEnv, state: torch.Tensor, hunters: int) -> torch.Tensor:
-    """``hunters`` predators run to the prey that is nearest to their center; the rest wait."""
+    """Actions of ``hunters`` predators toward the prey nearest to their center; others stay."""
     predators, prey = state[:, :6].unflatten(-1, (3, 2)), state[:, 12:16].unflatten(-1, (2, 2))
     center = predators[:, :hunters].mean(1, keepdim=True)
     target = (prey - center).norm(dim=-1).argmin(-1)[:, None, None].expand(-1, 1, 2)
@@ -169,13 +169,13 @@ def _return(env: VmasTeamEnv, policy) -> float:
     return float(total.mean())
 
 
-def test_cooperation_wins():
+def test_returns_of_scripted_policies():
     env = _env(64, penalty=-0.1)
     generator = torch.Generator().manual_seed(0)
     lazy = _return(env, lambda s: 2 * torch.rand(64, 3, 2, generator=generator) - 1)
     alone = _return(env, lambda s: _pursue(env, s, hunters=1))
     pair = _return(env, lambda s: _pursue(env, s, hunters=2))
-    assert lazy < 10  # less than one catch
+    assert lazy < 10  # less than one capture
     assert alone < 10
     assert pair > 30
 

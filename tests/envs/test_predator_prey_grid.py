@@ -1,4 +1,4 @@
-"""The grid against a scalar transcription of its rules, and its parts one by one."""
+"""Predator-prey grid: comparison with a scalar implementation, and tests of each rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class World:
 
     size: int
     predators: list[Cell]
-    prey: list[Cell | None]  # None: gone
+    prey: list[Cell | None]  # None: captured
     penalty: float
     events: Counter
 
@@ -143,13 +143,13 @@ def test_transitions_match_a_scalar_transcription(
                 expected = [row / scale, column / scale, *world.view(i, view), time + 1 / 20]
                 assert after["agents", "observation"][k, i].tolist() == pytest.approx(expected)
             there = world.predators + [cell for cell in world.prey if cell]
-            assert len(set(there)) == len(there)  # nobody shares a cell
+            assert len(set(there)) == len(there)  # no shared cells
     needed = {"predator blocked", "lone", "caught", "retried", "no safe move"}
     assert not needed - {kind for kind, count in events.items() if count > 5}
 
 
 @pytest.mark.parametrize(("penalty", "reward"), [(0.0, -0.01), (-1.0, -1.01), (-1.5, -1.51)])
-def test_a_lone_predator_pays(penalty, reward):
+def test_one_predator_pays_the_penalty(penalty, reward):
     env = PredatorPreyGridEnv(penalty=penalty, seed=0)
     _place(env, [(2, 1), (4, 4)], [(2, 2)])
     after = _step(env, [STAY, STAY])
@@ -157,17 +157,17 @@ def test_a_lone_predator_pays(penalty, reward):
     assert not after["done"].item()
 
 
-def test_two_predators_catch():
+def test_two_predators_capture():
     env = PredatorPreyGridEnv(penalty=-1.0, seed=0)
     _place(env, [(2, 0), (3, 2)], [(2, 2)])
-    after = _step(env, [RIGHT, STAY])  # the first arrives in this very step
+    after = _step(env, [RIGHT, STAY])  # the first arrives in this step
     assert after["reward"].item() == pytest.approx(9.99)
     assert after["terminated"].item()
     assert after["state"][0, 54:57].tolist() == [0, 0, 0]
     assert not after["agents", "observation"][..., 2:27].any()
 
 
-def test_state_holds_every_view():
+def test_state_contains_every_view():
     env = PredatorPreyGridEnv(num_envs=7, n_predators=3, view=3, seed=0)
     data = env.rollout(20)
     views = data["agents", "observation"][..., 2:-1]
@@ -175,7 +175,7 @@ def test_state_holds_every_view():
     assert torch.equal(data["state"][..., : 3 * 9], views.flatten(-2))
 
 
-def test_diagonal_is_not_next_to():
+def test_diagonal_cells_are_not_neighbors():
     env = PredatorPreyGridEnv(penalty=-1.0, seed=0)
     _place(env, [(1, 1), (3, 3)], [(2, 2)])
     assert _step(env, [STAY, STAY])["reward"].item() == pytest.approx(-0.01)
@@ -184,10 +184,10 @@ def test_diagonal_is_not_next_to():
 def test_predators_move_in_order():
     env = PredatorPreyGridEnv(seed=0)
     _place(env, [(0, 0), (0, 1)], [(4, 4)])
-    after = _step(env, [RIGHT, RIGHT])  # the first is blocked by the second, who then moves on
+    after = _step(env, [RIGHT, RIGHT])  # the first is blocked by the second, which moves later
     assert _read(env, after["state"][0])[0] == [(0, 0), (0, 2)]
     _place(env, [(0, 1), (0, 0)], [(4, 4)])
-    after = _step(env, [RIGHT, RIGHT])  # the first makes room
+    after = _step(env, [RIGHT, RIGHT])  # the first moves out of the way
     assert _read(env, after["state"][0])[0] == [(0, 2), (0, 1)]
 
 
@@ -199,13 +199,13 @@ def test_a_cornered_prey_stays():
     assert cells == {(0, 0), (0, 1)}  # (1, 0) is next to a predator
 
 
-def test_prey_draw_their_moves_with_the_given_probabilities():
+def test_move_probabilities_of_prey():
     env = PredatorPreyGridEnv(num_envs=20_000, seed=0, prey_move_probs=(0.1, 0.2, 0.3, 0.4, 0.0))
     share = env._draw_prey_moves().flatten().bincount(minlength=5) / (5 * 20_000)
     torch.testing.assert_close(share, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0]), atol=0.01, rtol=0)
 
 
-def test_starts_are_apart_and_uniform():
+def test_starting_positions_are_apart_and_uniform():
     env = PredatorPreyGridEnv(num_envs=5_000, seed=0)
     state = env.reset()["state"]
     counts = Counter()
@@ -220,7 +220,7 @@ def test_starts_are_apart_and_uniform():
     assert max(counts.values()) < 1.5 * min(counts.values())
 
 
-def test_a_full_grid_still_starts():
+def test_starting_positions_on_a_full_grid():
     env = PredatorPreyGridEnv(num_envs=20, grid_size=2, n_predators=2, n_prey=2, seed=0)
     for state in env.reset()["state"]:
         predators, prey, _ = _read(env, state)
@@ -235,11 +235,17 @@ def test_a_full_grid_still_starts():
         ({"max_steps": 0}, "`max_steps` >= 1, got 0"),
         ({"grid_size": 1}, "`grid_size` >= 2.*got 1"),
         ({"grid_size": 2, "n_prey": 3}, "room for 2 predators and 3 prey, got 2"),
-        ({"view": 4}, "odd `view` >= 1, got 4"),
+        ({"view": 4}, "`view` >= 1, odd, got 4"),
         ({"penalty": 1.0}, "`penalty` <= 0.*got 1.0"),
-        ({"prey_move_probs": (0.5, 0.5)}, "five `prey_move_probs`"),
-        ({"prey_move_probs": (0.5, 0.5, 0.5, 0, 0)}, "sum to 1"),
-        ({"prey_move_probs": (1.5, -0.5, 0, 0, 0)}, "none negative"),
+        ({"prey_move_probs": (0.5, 0.5)}, r"`prey_move_probs`.* got \(0.5, 0.5\)"),
+        (
+            {"prey_move_probs": (0.5, 0.5, 0.5, 0, 0)},
+            r"`prey_move_probs`.* got \(0.5, 0.5, 0.5, 0, 0\)",
+        ),
+        (
+            {"prey_move_probs": (1.5, -0.5, 0, 0, 0)},
+            r"`prey_move_probs`.* got \(1.5, -0.5, 0, 0, 0\)",
+        ),
     ],
 )
 def test_bad_options(options, message):

@@ -1,4 +1,4 @@
-"""A cue, a delay, and an action together."""
+"""Recall environment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchrl_agentmixer.envs import RecallEnv
 
 
 @pytest.mark.parametrize("delay", [0, 3])
-def test_every_joint_answer(delay):
-    """The team earns 1 at the flag where both name the cue, and nothing else ever."""
+def test_reward_of_every_joint_action(delay):
+    """The reward is 1 at the flag if both actions are the cue, otherwise 0."""
     for answer in itertools.product(range(3), repeat=2):
         env = RecallEnv(num_envs=50, n_cues=3, delay=delay, seed=1)
         data = env.reset()
@@ -31,7 +31,7 @@ def test_every_joint_answer(delay):
             assert not data["truncated"].any()
 
 
-def test_cues_are_drawn_evenly():
+def test_cues_are_uniform():
     cues = RecallEnv(num_envs=4000, n_cues=4, seed=0).reset()["state"][:, :4].sum(0)
     assert cues.min() > 850
 
@@ -39,6 +39,6 @@ def test_cues_are_drawn_evenly():
 @pytest.mark.parametrize(
     ("option", "value", "least"), [("n_agents", 0, 1), ("n_cues", 1, 2), ("delay", -1, 0)]
 )
-def test_options_are_checked(option, value, least):
+def test_options_out_of_range(option, value, least):
     with pytest.raises(ValueError, match=f"`{option}` >= {least}, got {value}"):
         RecallEnv(**{option: value})

@@ -1,4 +1,4 @@
-"""SMACv2 behind the package's interface, on a stand-in for the game."""
+"""SMACv2 environments on a stand-in for the game."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.envs import TransformedEnv
+from torchrl.envs import StepCounter, TransformedEnv
 from torchrl.envs.libs import smacv2 as torchrl_smacv2
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_agentmixer.envs import CorrelationSeed, available_envs, make_env
+from torchrl_agentmixer.envs import available_envs, make_env
 from torchrl_agentmixer.groups import agent_groups, state_dim
 
 from . import smacv2_stand_in, test_conformance
 
 NUM_ENVS = test_conformance.NUM_ENVS
-# Units, observation, state, actions.
+# Number of units, observation size, state size, number of actions.
 SIZES = {
     "smacv2/protoss_5_vs_5": (5, 92, 130, 11),
     "smacv2/protoss_10_vs_10": (10, 182, 310, 16),
@@ -36,7 +36,7 @@ NAME = "smacv2/terran_5_vs_5"
 
 @pytest.fixture(autouse=True)
 def smacv2(monkeypatch):
-    """The stand-in, importable as ``smacv2`` here and in processes that tests start."""
+    """The stand-in, importable as ``smacv2`` here and in worker processes."""
     assert "smacv2" not in sys.modules, "these tests replace the real SMACv2"
     monkeypatch.syspath_prepend(str(Path(smacv2_stand_in.__file__).parent))
     monkeypatch.setattr(torchrl_smacv2, "_has_smacv2", True)
@@ -53,7 +53,7 @@ def build(name: str = NAME, **kwargs):
 
 @pytest.fixture
 def conformance(monkeypatch):
-    """Have the suite of all environments build these, and play them by their masks."""
+    """Run the conformance tests on these environments, with valid actions."""
     builders = {name: partial(make_env, name, parallel=False) for name in SIZES}
     monkeypatch.setattr(test_conformance, "BUILDERS", builders)
     monkeypatch.setattr(test_conformance, "_play", play)
@@ -61,7 +61,7 @@ def conformance(monkeypatch):
 
 
 def play(env, steps: int, seed: int = 0) -> TensorDictBase:
-    """Random legal play with automatic resets: ``[steps, num_envs]``."""
+    """Rollout of random valid actions with automatic resets, ``[steps, num_envs]``."""
     data, history = env.reset(), []
     for step in range(steps):
         with torch.random.fork_rng():
@@ -73,17 +73,17 @@ def play(env, steps: int, seed: int = 0) -> TensorDictBase:
 
 
 def play_to_win(tensordict: TensorDictBase) -> TensorDictBase:
-    """The last legal action: an attack, if one is legal."""
+    """The last valid action: an attack, if one is valid."""
     mask = tensordict["agents", "action_mask"]
     return tensordict.set(("agents", "action"), mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1))
 
 
 def games(env) -> list:
-    """The stand-in's games inside an environment."""
+    """The stand-in's games of an environment."""
     return [game._env for game in env.base_env._envs]
 
 
-# What every environment promises.
+# Conformance tests.
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if name.endswith("_5_vs_5")])
@@ -92,9 +92,9 @@ def games(env) -> list:
     [
         "test_specs",
         "test_layout",
-        "test_a_single_environment",
+        "test_batch_of_one",
         "test_different_seeds_differ",
-        "test_environments_of_a_batch_differ",
+        "test_environments_in_a_batch_differ",
         "test_two_hundred_random_steps",
     ],
 )
@@ -103,8 +103,8 @@ def test_conformance_of(conformance, check, name):
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_a_batch_needs_an_environment(conformance, num_envs):
-    conformance.test_a_batch_needs_an_environment(NAME, num_envs)
+def test_num_envs_out_of_range(conformance, num_envs):
+    conformance.test_num_envs_out_of_range(NAME, num_envs)
 
 
 @pytest.mark.parametrize("name", list(SIZES))
@@ -130,12 +130,12 @@ def test_sizes(name):
 def test_uneven_teams():
     (group,) = agent_groups(build(n_enemies=6))
     assert (group.n_agents, group.action_dim, group.observation_dim) == (5, 12, 90)
-    (group,) = agent_groups(build(n_units=7, n_enemies=4))  # medivacs heal seven
+    (group,) = agent_groups(build(n_units=7, n_enemies=4))  # medivacs have one action per ally
     assert (group.n_agents, group.action_dim) == (7, 13)
 
 
 def test_configurations(smacv2):
-    """The benchmark's own: sc2_gen_{race}.yaml of its repository."""
+    """Configurations equal sc2_gen_{race}.yaml in the benchmark's repository."""
     team = {
         "protoss": {"stalker": 0.45, "zealot": 0.45, "colossus": 0.1},
         "terran": {"marine": 0.45, "marauder": 0.45, "medivac": 0.1},
@@ -183,12 +183,12 @@ def test_a_won_battle():
     assert won.any()
     assert not (won & ~terminated).any()
     assert not (won & data["next", "truncated"]).any()
-    assert not data["battle_won"].any()  # of the next episode's start
+    assert not data["battle_won"].any()  # false at the start of the next episode
     returns = data["next", "reward"].sum() / data["next", "done"].sum()
     assert 10 < returns < 21
 
 
-def test_the_dead_only_wait():
+def test_dead_units_can_only_take_the_no_op():
     data = play(build(num_envs=NUM_ENVS), 60)
     dead = ~data["agents", "alive"]
     mask = data["agents", "action_mask"]
@@ -202,7 +202,7 @@ def test_the_dead_only_wait():
 
 
 @pytest.mark.parametrize("action", [0, 10, 11, -1])
-def test_illegal_actions(action):
+def test_invalid_actions(action):
     env = build()
     env.rollout(3)
     data = play_to_win(env.step_mdp(env.step(play_to_win(env.reset()))))
@@ -210,16 +210,16 @@ def test_illegal_actions(action):
     mask[1, 3, 10] = action != 10  # the last action before 11
     mask[1, 3, 0] = action == -1  # the first one after -1
     data["agents", "action"][1, 3] = action
-    legal = mask[1, 3].nonzero().flatten().tolist()
+    valid = mask[1, 3].nonzero().flatten().tolist()
     message = (
-        rf"terran_5_vs_5, environment 1, step 2: agent_3, alive, cannot take action {action}: "
-        rf"expected one of \[{', '.join(map(str, legal))}\]"
+        rf"terran_5_vs_5, environment 1, step 2: agent_3 got action {action}: "
+        rf"expected one of \[{', '.join(map(str, valid))}\]"
     )
     with pytest.raises(ValueError, match=message):
         env.step(data)
 
 
-def test_the_dead_cannot_act(monkeypatch):
+def test_invalid_actions_of_dead_units(monkeypatch):
     env = build(num_envs=1)
     data = env.reset()
     game = games(env)[0].env
@@ -227,11 +227,11 @@ def test_the_dead_cannot_act(monkeypatch):
     data = env.step_mdp(env.step(data.set(("agents", "action"), torch.ones(1, 5).long())))
     assert data["agents", "alive"].tolist() == [[True, True, False, True, True]]
     data["agents", "action"] = torch.ones(1, 5).long()
-    with pytest.raises(ValueError, match=r"agent_2, dead, cannot take action 1.*one of \[0\]"):
+    with pytest.raises(ValueError, match=r"agent_2 got action 1.*one of \[0\]"):
         env.step(data)
 
 
-def test_illegal_actions_that_only_the_game_sees():
+def test_invalid_actions_without_a_mask():
     env = build()
     env.reset()
     action = env.full_action_spec.zero()
@@ -239,13 +239,13 @@ def test_illegal_actions_that_only_the_game_sees():
         env.step(action)
 
 
-def test_random_actions_are_legal_under_transforms():
-    env = TransformedEnv(build(num_envs=3), CorrelationSeed(4))
+def test_random_actions_are_valid_under_transforms():
+    env = TransformedEnv(build(num_envs=3), StepCounter())
     check_env_specs(env)
     assert env.group_map == {"agents": [f"agent_{i}" for i in range(5)]}
     data = env.rollout(150, break_when_any_done=False)
     assert data["next", "done"].any()
-    assert data["correlation_seed"].shape == (3, 150, 4)
+    assert data["step_count"].shape == (3, 150, 1)
 
 
 def test_collection():
@@ -260,7 +260,7 @@ def test_collection():
 # Resets and seeds.
 
 
-def test_partial_reset_leaves_the_rest():
+def test_partial_reset_keeps_other_environments():
     env = build(num_envs=3)
     data = env.rand_action(env.reset())
     for _ in range(3):
@@ -278,13 +278,13 @@ def test_same_seed_same_trajectories():
     played = play(build(seed=3), 60)
     assert played["next", "done"].any()
     other = build(seed=4)
-    other.set_seed(3)  # before the first reset, so that the game's own dice are seeded too
+    other.set_seed(3)  # before the first reset, to seed the game too
     random.random()
     np.random.rand()
     assert test_conformance._same(played, play(other, 60))
 
 
-def test_seeding_a_running_game_fixes_what_is_drawn_for_an_episode():
+def test_seeding_a_running_game_sets_teams_and_starting_positions():
     env = build(seed=3)
     first = env.reset()
     env.rollout(10)
@@ -293,7 +293,7 @@ def test_seeding_a_running_game_fixes_what_is_drawn_for_an_episode():
     assert not torch.equal(env.reset()["state"], first["state"])
 
 
-def test_random_states_of_others_are_left_alone():
+def test_global_random_states_are_unchanged():
     env = build()
     random.seed(0)
     np.random.seed(0)
@@ -307,7 +307,7 @@ def test_random_states_of_others_are_left_alone():
     assert (random.random(), np.random.rand(), torch.rand(2).tolist()) == expected
 
 
-def test_results_do_not_change_afterwards():
+def test_outputs_are_not_overwritten():
     env = build()
     data = env.reset()
     kept, copies = [data], [data.clone()]
@@ -319,10 +319,10 @@ def test_results_do_not_change_afterwards():
     assert all(test_conformance._same(a, b) for a, b in zip(kept, copies, strict=True))
 
 
-# The game's process, and what goes wrong with it.
+# The game's process and its errors.
 
 
-def test_a_game_starts_once_and_ends(smacv2):
+def test_processes_start_once_and_end(smacv2):
     started = smacv2.StarCraft2Env.games_started
     running = smacv2.StarCraft2Env.games_running
     env = build()
@@ -334,7 +334,7 @@ def test_a_game_starts_once_and_ends(smacv2):
     assert smacv2.StarCraft2Env.games_running == running
 
 
-def test_failed_resets_are_tried_again(smacv2, monkeypatch):
+def test_failed_resets_are_repeated(smacv2, monkeypatch):
     env = build(num_envs=1)
     spawn, failures = smacv2.StarCraft2Env._spawn, [smacv2.CannotResetException("late")]
 
@@ -346,7 +346,7 @@ def test_failed_resets_are_tried_again(smacv2, monkeypatch):
     monkeypatch.setattr(smacv2.StarCraft2Env, "_spawn", fails_first)
     assert env.reset()["agents", "alive"].all()
     play(env, 5)
-    # The game is lost and started anew: what reset returns is of the old one.
+    # The game restarts: the result of the first reset describes the old game.
     failures.append(smacv2.ProtocolError("gone"))
     games(env)[0].agents[0].health = 0
     assert env.reset()["agents", "alive"].all()
@@ -362,7 +362,7 @@ def test_resets_that_keep_failing(smacv2, monkeypatch):
     assert len(calls) == 3
 
 
-def test_a_game_that_breaks_off_truncates(smacv2, monkeypatch):
+def test_a_crash_of_the_game_truncates(smacv2, monkeypatch):
     env = build(num_envs=2)
     data = env.rand_action(env.reset())
 
@@ -402,7 +402,7 @@ def test_without_the_game(smacv2, monkeypatch):
         env.reset()
 
 
-# Building, drawing, processes.
+# Names, options, rendering, processes.
 
 
 def test_names():
@@ -421,7 +421,7 @@ def test_names():
         ({"max_steps": 0}, "`max_steps` >= 1, got 0"),
     ],
 )
-def test_wrong_options(option, message):
+def test_invalid_options(option, message):
     with pytest.raises(ValueError, match=message):
         build(**option)
 
@@ -450,11 +450,13 @@ def test_render():
     assert (before[0] != env.render()).any()
 
 
-def test_where_nothing_can_be_drawn(monkeypatch):
+def test_render_errors(monkeypatch):
     env = build(num_envs=1)
     env.reset()
     monkeypatch.setitem(sys.modules, "smacv2.env.starcraft2.render", None)
-    with pytest.raises(RuntimeError, match=r"cannot draw here \(docs/smacv2\.md\): ModuleNotFound"):
+    with pytest.raises(
+        RuntimeError, match=r"cannot render here \(docs/smacv2\.md\): ModuleNotFound"
+    ):
         env.render()
 
 
@@ -465,15 +467,15 @@ def test_on_a_gpu(conformance):
 
 
 @pytest.mark.slow
-def test_games_in_processes_of_their_own():
-    """The same episodes as in one process, and an illegal action ends none of them."""
+def test_worker_processes():
+    """Episodes equal those in one process, and an invalid action ends no process."""
     env = build(parallel=True)
     try:
         assert test_conformance._same(play(env, 40), play(build(), 40))
         assert env.render(env_index=1).shape == (256, 256, 3)
         data = env.rand_action(env.reset())
         data["agents", "action"][1, 0] = 0
-        with pytest.raises(ValueError, match="environment 1, step 1: agent_0, alive"):
+        with pytest.raises(ValueError, match="environment 1, step 1: agent_0 got action 0"):
             env.step(data)
         env.step(env.rand_action(data))
     finally:

@@ -1,4 +1,4 @@
-"""SMAX behind the package's interface."""
+"""SMAX environments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.envs import TransformedEnv
+from torchrl.envs import StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_agentmixer.envs import CorrelationSeed, available_envs, make_env
-from torchrl_agentmixer.envs.smax_races import RACES, SCENARIOS, WeightedTeams, make_battle
+from torchrl_agentmixer.envs import available_envs, make_env
+from torchrl_agentmixer.envs.scenarios import RACES, SMAX_SCENARIOS
 from torchrl_agentmixer.groups import agent_groups, state_dim
 
 from . import test_conformance
@@ -25,12 +25,14 @@ pytest.importorskip("jaxmarl", reason='needs: pip install "torchrl_agentmixer[sm
 import jax
 import jax.numpy as jnp
 
-jax.config.update("jax_disable_most_optimizations", True)  # compiling takes half of the time
+from torchrl_agentmixer.envs.smax_battles import WeightedTeams, make_battle
+
+jax.config.update("jax_disable_most_optimizations", True)  # halves compilation time
 
 NUM_ENVS = test_conformance.NUM_ENVS
 NAME = "smax/smacv2_5_units"
 STOP = 4
-# Units, observation, state, actions.
+# Number of units, observation size, state size, number of actions.
 SIZES = {
     "smax/smacv2_5_units": (5, 127, 120, 10),
     "smax/smacv2_10_units": (10, 257, 240, 15),
@@ -53,9 +55,9 @@ def _one_thread():
 
 @pytest.fixture
 def conformance(monkeypatch):
-    """Have the suite of all environments build SMAX, and play it by its masks."""
+    """Run the conformance tests on SMAX, with valid actions."""
 
-    def stop(env, steps, seed=0):  # legal for all, always
+    def stop(env, steps, seed=0):  # valid for all units
         return [env.full_action_spec.zero().apply(lambda x: x + STOP) for _ in range(steps)]
 
     monkeypatch.setattr(test_conformance, "BUILDERS", {NAME: partial(make_env, NAME)})
@@ -66,7 +68,7 @@ def conformance(monkeypatch):
 
 
 def attack(tensordict: TensorDictBase) -> TensorDictBase:
-    """Attack the last enemy in range; else go on, or wait if dead."""
+    """Attack the last enemy in range; otherwise move to the center, or stop if dead."""
     mask = tensordict["agents", "action_mask"]
     last = mask.shape[-1] - 1 - mask.flip(-1).int().argmax(-1)
     x, y = tensordict["agents", "observation"][..., -9:-7].unbind(-1)
@@ -77,7 +79,7 @@ def attack(tensordict: TensorDictBase) -> TensorDictBase:
     return tensordict.set(("agents", "action"), action)
 
 
-# What every environment promises.
+# Conformance tests.
 
 
 @pytest.mark.parametrize(
@@ -85,16 +87,16 @@ def attack(tensordict: TensorDictBase) -> TensorDictBase:
     [
         "test_specs",
         "test_layout",
-        "test_a_single_environment",
+        "test_batch_of_one",
         "test_same_seed_same_trajectories",
         "test_different_seeds_differ",
-        "test_environments_of_a_batch_differ",
-        "test_global_random_state_is_left_alone",
-        "test_partial_reset_leaves_the_rest",
+        "test_environments_in_a_batch_differ",
+        "test_global_random_state_is_unchanged",
+        "test_partial_reset_keeps_other_environments",
         "test_time_limits_truncate_and_ends_terminate",
         "test_two_hundred_random_steps",
-        "test_results_do_not_change_afterwards",
-        "test_the_state_of_another_environment_is_refused",
+        "test_outputs_are_not_overwritten",
+        "test_simulation_state_of_another_batch_size",
         "test_render",
     ],
 )
@@ -102,13 +104,13 @@ def test_conformance_of(conformance, check):
     getattr(conformance, check)(NAME)
 
 
-def test_it_goes_on_from_a_saved_state(conformance, tmp_path):
-    conformance.test_it_goes_on_from_a_saved_state(NAME, tmp_path)
+def test_resume_from_a_simulation_state(conformance, tmp_path):
+    conformance.test_resume_from_a_simulation_state(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("num_envs", [0, -1])
-def test_a_batch_needs_an_environment(conformance, num_envs):
-    conformance.test_a_batch_needs_an_environment(NAME, num_envs)
+def test_num_envs_out_of_range(conformance, num_envs):
+    conformance.test_num_envs_out_of_range(NAME, num_envs)
 
 
 @pytest.mark.parametrize("name", list(SIZES))
@@ -122,8 +124,8 @@ def test_sizes(name):
     assert state_dim(env) == state
 
 
-def test_another_environment_does_not_interfere():
-    """Not even one that shares the compiled code."""
+def test_environments_are_independent():
+    """Also environments that share compiled code."""
     alone = play(build(), 20)
     env, other = build(), build(seed=6)
     draw = env.rand_action
@@ -132,7 +134,7 @@ def test_another_environment_does_not_interfere():
     assert (play(env, 20) == alone).all()
 
 
-def test_entries():
+def test_shapes_and_dtypes():
     data = build().rollout(2)
     assert data["agents", "alive"].shape == data["agents", "action"].shape == (NUM_ENVS, 2, 5)
     assert data["agents", "alive"].dtype == data["agents", "action_mask"].dtype == torch.bool
@@ -144,17 +146,17 @@ def test_entries():
 def test_names():
     names = {name for name in available_envs() if name.startswith("smax/")}
     assert {f"smax/{race}_{n}_vs_{n}" for race in RACES for n in (5, 10)} < names
-    assert {f"smax/{scenario}" for scenario in SCENARIOS} < names
+    assert {f"smax/{scenario}" for scenario in SMAX_SCENARIOS} < names
     from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
 
-    assert set(SCENARIOS) == set(MAP_NAME_TO_SCENARIO)
+    assert set(SMAX_SCENARIOS) == set(MAP_NAME_TO_SCENARIO)
 
 
-# The game is JaxMARL's.
+# Comparison with JaxMARL.
 
 
-def test_steps_are_those_of_jaxmarl():
-    """Same keys, states and actions: the same observations, rewards and ends."""
+def test_steps_equal_jaxmarl():
+    """Equal keys, states and actions give equal observations, rewards and terminations."""
     env, steps = build(), 30
     battle = env._simulator.battle
     step = jax.jit(jax.vmap(battle.step_env))
@@ -188,7 +190,7 @@ def test_a_won_battle():
     assert won.any()
     assert (done & ~won).any()
     assert not (won & ~after["terminated"]).any()
-    # The bonus of 1 comes with the victory, and whoever won took all of the enemies' health.
+    # The reward contains the bonus of 1, and all enemies are dead.
     assert (after["reward"][won] > 1).all()
     assert (after["reward"][~won] < 1).all()
     index = won.squeeze(-1)
@@ -197,14 +199,14 @@ def test_a_won_battle():
     assert after["agents", "alive"][index].any(-1).all()
 
 
-def test_time_limits_come_on_time():
-    """JaxMARL's own limit comes a step late."""
+def test_time_limits_are_exact():
+    """JaxMARL's time limit is one step late."""
 
     def stop(tensordict):
         return tensordict.set(("agents", "action"), torch.full((NUM_ENVS, 3), STOP))
 
     for options, expected in (({}, 100), ({"max_steps": 9}, 9)):
-        # Enemies who do not shoot: nobody dies.
+        # Enemies that do not shoot, so that no unit dies.
         env = make_env("smax/3m", num_envs=NUM_ENVS, enemy_shoots=False, **options)
         after = env.rollout(120, stop)["next"]
         assert after["truncated"][:, :, 0].sum(1).tolist() == [1] * NUM_ENVS
@@ -213,7 +215,7 @@ def test_time_limits_come_on_time():
         assert not after["battle_won"].any()
 
 
-def test_the_dead_only_stop():
+def test_dead_units_can_only_stop():
     data = play(build(), 60)
     dead, mask = ~data["agents", "alive"], data["agents", "action_mask"]
     assert dead.any()
@@ -225,7 +227,7 @@ def test_the_dead_only_stop():
 
 
 @pytest.mark.parametrize("action", [0, 9, 10, -1])
-def test_illegal_actions(action):
+def test_invalid_actions(action):
     env = build()
     data = env.reset()
     while data["agents", "alive"][2].all():
@@ -233,8 +235,8 @@ def test_illegal_actions(action):
     agent = int((~data["agents", "alive"][2]).nonzero()[0])
     env.rand_action(data)["agents", "action"][2, agent] = action
     message = (
-        rf"smax/smacv2_5_units, environment 2, step \d+: agent_{agent}, dead, cannot take action "
-        rf"{action}: expected one of \[4\], by its action mask"
+        rf"smax/smacv2_5_units, environment 2, step \d+: agent_{agent} got action {action}: "
+        rf"expected one of \[4\]"
     )
     before = env._battles
     with pytest.raises(ValueError, match=message):
@@ -249,11 +251,11 @@ def test_before_the_first_reset():
             call()
 
 
-# Memory that torch and JAX share.
+# Memory shared by torch and JAX.
 
 
-def test_writing_into_results_is_safe():
-    """Whatever came out can be overwritten, at once, and what went in as well."""
+def test_outputs_and_actions_may_be_overwritten():
+    """Writing into outputs or actions does not change the simulation."""
     env, twin = build(), build()
     data, expected = env.reset(), twin.reset()
     for step in range(25):
@@ -268,7 +270,7 @@ def test_writing_into_results_is_safe():
         actions[1].fill_(-7)
         after = stepped["next"].select(*ours.keys())
         assert (ours == after).all()
-        # The next step starts from the twin's results; ours are gone.
+        # The next step starts from the twin's outputs; ours are overwritten.
         done = ours["done"].clone()
         ours.apply_(lambda x: x.fill_(1))
         if done.any():
@@ -303,7 +305,7 @@ def test_compiles_once():
     assert [function._cache_size() for function in functions] == [x + 1 for x in before]
 
 
-def test_compiled_code_is_kept(tmp_path):
+def test_compilation_cache_on_disk(tmp_path):
     code = """
 import os, sys, pathlib
 import torchrl_agentmixer
@@ -325,7 +327,7 @@ assert sys.stdout is out
         assert done.stdout == b""
 
 
-def test_each_start_is_used_once():
+def test_initial_states_are_used_once():
     env = build(num_envs=4)
     starts = []
     for masked in ([1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]):
@@ -336,7 +338,7 @@ def test_each_start_is_used_once():
     assert len(starts.unique(dim=0)) == len(starts) == 9
 
 
-def test_random_numbers_of_numpy_are_left_alone():
+def test_random_state_of_numpy_is_unchanged():
     import numpy as np
 
     env = build()
@@ -365,14 +367,14 @@ def test_race_teams(race):
     assert shares.tolist() == pytest.approx(weights, abs=0.03)
 
 
-def test_race_units_are_those_of_smax():
+def test_units_of_races_equal_smax():
     ours, theirs = make_battle("terran_5_vs_5", {}), make_battle("smacv2_5_units", {})
     for stat in ("velocities", "attacks", "attack_ranges", "sight_ranges", "health"):
         mine, all_units = (getattr(x, f"unit_type_{stat}") for x in (ours, theirs))
         assert mine[:2].tolist() == all_units[:2].tolist()  # marine, marauder
 
 
-def test_teams_are_not_made_of_exceptions_alone():
+def test_no_team_of_exceptions_only():
     teams = WeightedTeams((0.1, 0.9), (False, True), 2, 3)
     types = jax.vmap(teams.generate)(jax.random.split(jax.random.key(0), 500))
     allies, enemies = types[:, :2], types[:, 2:]
@@ -382,7 +384,7 @@ def test_teams_are_not_made_of_exceptions_alone():
     assert enemies.shape == (500, 3)
 
 
-def test_medivacs_attack_nobody():
+def test_medivacs_cannot_attack():
     data = play(make_env("smax/terran_5_vs_5", num_envs=NUM_ENVS, seed=0), 60)
     medivac = data["state"][..., -10:-5] == 2
     attacks = data["agents", "action_mask"][..., STOP + 1 :]
@@ -391,11 +393,11 @@ def test_medivacs_attack_nobody():
     assert attacks[~medivac].any()
 
 
-# With the rest.
+# Transforms, collectors, errors.
 
 
 def test_transforms_and_collectors():
-    env = TransformedEnv(build(), CorrelationSeed(3))
+    env = TransformedEnv(build(), StepCounter())
     check_env_specs(env)
     collector = Collector(env, env.rand_action, frames_per_batch=60, total_frames=120)
     for batch in collector:
@@ -422,7 +424,7 @@ def test_unknown_scenarios():
         make_battle("terran_0_vs_5", {})
 
 
-def test_a_device_that_jax_has_not():
+def test_a_device_that_jax_does_not_have():
     if any(device.platform == "gpu" for device in jax.devices()):
         pytest.skip("JAX has a GPU here")
     with pytest.raises(
@@ -435,7 +437,6 @@ def test_without_jaxmarl(monkeypatch):
     monkeypatch.setattr("torchrl_agentmixer.envs.optional.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "torchrl_agentmixer\[smax\]"'):
         build()
-    monkeypatch.setattr("torchrl_agentmixer.envs.registry.find_spec", lambda name: None)
     assert not any(name.startswith("smax") for name in available_envs())
 
 

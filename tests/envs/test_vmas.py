@@ -1,4 +1,4 @@
-"""Stock VMAS scenarios as teams."""
+"""VMAS scenarios as team environments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchrl_agentmixer.envs import VmasTeamEnv, make_env
 
 
 def _follow(env: VmasTeamEnv, steps: int):
-    """Play in ``env`` and in VMAS itself, from the same start; yield what both return."""
+    """Step ``env`` and VMAS from the same start; yield the results of both."""
     env.set_seed(0)
     data = env.reset()
     raw = vmas.make_env(env.scenario_name, num_envs=env.batch_size[0], seed=0)
@@ -38,8 +38,8 @@ def test_reward_is_the_mean_over_all_agents(name):
         assert torch.equal(data["terminated"][:, 0], done)
 
 
-def test_the_simulators_random_state_is_lent():
-    """Neither raw VMAS environments nor other teams see what a team draws."""
+def test_the_shared_random_state_is_unchanged():
+    """Random numbers of one environment do not change those of VMAS."""
     shared = vmas.simulator.environment.Environment.vmas_random_state
     env = make_env("vmas/balance", num_envs=2, seed=0)
     before = shared[0].clone()
@@ -47,7 +47,7 @@ def test_the_simulators_random_state_is_lent():
     assert torch.equal(shared[0], before)
 
 
-def test_actions_beyond_the_bounds_act_at_the_bound():
+def test_actions_are_clamped_to_their_bounds():
     env, twin = (make_env("vmas/balance", num_envs=2, seed=0) for _ in range(2))
     states = []
     for size, one in ((50.0, env), (1.0, twin)):
@@ -68,7 +68,7 @@ def test_render_draws_spheres_boxes_lines_and_colors_of_each_environment(name):
     assert len({tuple(pixel) for pixel in image.reshape(-1, 3)}) >= 3
 
 
-def test_resets_of_single_environments():
+def test_partial_resets():
     env = make_env("vmas/balance", num_envs=4, max_steps=3, seed=0)
     data = env.rollout(2)["next"][:, -1]
     mask = torch.tensor([[True], [False], [True], [False]])
@@ -92,7 +92,7 @@ def test_without_vmas(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, -5])
-def test_bad_time_limit(limit):
+def test_max_steps_out_of_range(limit):
     with pytest.raises(ValueError, match=f"`max_steps` >= 1, got {limit}"):
         VmasTeamEnv("balance", num_envs=2, max_steps=limit)
 

@@ -1,4 +1,4 @@
-"""What the tests of exported actors share."""
+"""Fixtures of the tests of exported actors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.onnx._internal.exporter import _registration
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_registry():
-    """PyTorch's table of ONNX operators, two seconds' work, once instead of at every export."""
+    """Build PyTorch's table of ONNX operators once, which takes two seconds per export."""
     patch = pytest.MonkeyPatch()
     build = functools.cache(_registration.ONNXRegistry.from_torchlib)
     patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(build))
@@ -27,7 +27,7 @@ def _seed():
 
 @pytest.fixture
 def randomized():
-    """Give every parameter of a policy a value of its own, so that nothing is equal by chance."""
+    """Draw all parameters of a policy from a normal distribution, so that none are equal."""
 
     def randomize(policy: nn.Module, std: float = 0.4) -> nn.Module:
         for parameter in policy.parameters():

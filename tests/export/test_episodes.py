@@ -1,4 +1,4 @@
-"""Exported teams play full episodes as their policies do, run by the script without torch."""
+"""Full episodes of exported teams, run by the script without torch, equal the policy's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 EXAMPLES = TESTS.parent / "examples"
 SCRIPT = EXAMPLES / "run_exported_team.py"
 RECURRENT = {"memory_dim": 8}
-# Environment's options, the policy's, and the actors'. SMAX, slow to compile, plays in
+# Options of environment, policy and actors. SMAX compiles slowly, and is tested in
 # `benchmarks/exported_actors.py`.
 FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "matrix/climbing": ({}, {}, {}),
@@ -39,7 +39,7 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
 
 
 def load(path: Path):
-    """A script as a module."""
+    """Import a script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ def build(name: str, options: dict) -> EnvBase:
 
 
 def act(team, data: TensorDictBase, env: EnvBase) -> dict:
-    """What the script answers to an environment's tensordict, by group."""
+    """The script's actions for an environment's tensordict, by group."""
     actions: dict = {group: [] for group in env.group_map}
     for actor in team.values():
         group, index = actor.card["group"], actor.card["index"]
@@ -78,16 +78,16 @@ def act(team, data: TensorDictBase, env: EnvBase) -> dict:
 
 
 def play(team, policy, env: EnvBase, episodes: int, normalize=lambda data: data) -> int:
-    """Steps that the team played, each with the policy's action."""
+    """Compare actions of team and policy over episodes; return the number of steps."""
     steps = 0
     for _ in range(episodes):
         for actor in team.values():
             actor.reset()
         data, done = env.reset(), False
         while not done:
-            answers = act(team, data, env)
-            data = policy(normalize(data))  # and the memory that it carries itself
-            for group, action in answers.items():
+            actions = act(team, data, env)
+            data = policy(normalize(data))  # also writes its memory
+            for group, action in actions.items():
                 spec = env.full_action_spec[group, "action"]
                 expected = spec.project(data[group, "action"].clone())
                 torch.testing.assert_close(action, expected, atol=1e-5, rtol=0)
@@ -135,7 +135,7 @@ def test_an_episode_with_normalized_observations(tmp_path, script, randomized):
         play(script.load_team(card.parent), policy, normalized, 1, normalize=as_trained)
 
 
-def test_a_run_is_exported(tmp_path, script, randomized):
+def test_export_of_a_run(tmp_path, script, randomized):
     name, env = "grid/bridge_crossing", make_env("grid/bridge_crossing", num_envs=1, seed=0)
     config = {
         "env": {"name": name, "kwargs": {"step_cost": 0.1}},

@@ -1,4 +1,4 @@
-"""Exported actors answer as the policy does, from their own observations, in whole folders."""
+"""Exported actors: outputs, cards, errors, and folders."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from torchrl_agentmixer.algorithms import (
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors, verification
 from torchrl_agentmixer.export import decentralized as exporting
+from torchrl_agentmixer.modules.actors import MultiAgentBody
 from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 LOW, HIGH = torch.tensor([[-1.0, 0.0, -3.0]] * 2), torch.tensor([[1.0, 0.5, 100.0]] * 2)
@@ -38,10 +39,10 @@ FLYERS = AgentGroup("flyers", 2, 3, 1, discrete=False)
 
 
 def tanh_team():
-    """Every kind of actor, each group with sizes of its own."""
+    """All kinds of actors, in groups of different sizes."""
     groups = [PICKERS, TALKERS, WALKERS, FLYERS]
     options = [
-        {"share_params": True},  # and a one-hot
+        {"share_params": True},  # with a one-hot
         {"memory_dim": 6, "input_norm": False},
         {"memory_dim": 4, "hidden": (16, 8)},
         {"share_params": True, "agent_one_hot": False, "memory_dim": 5},
@@ -110,7 +111,7 @@ def agents_of(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize("batch", [1, 7, 10_000])
 @pytest.mark.parametrize("runtime", [by_torch, by_onnx])
-def test_answers_are_the_policys(exported, runtime, batch):
+def test_outputs_equal_the_policy(exported, runtime, batch):
     groups, policy, folder = exported
     data = random_team(groups, policy, batch)
     with torch.no_grad():
@@ -141,7 +142,7 @@ def test_answers_are_the_policys(exported, runtime, batch):
             torch.testing.assert_close(got["next_memory"], memory, atol=1e-5, rtol=1e-5)
 
 
-def test_the_card_says_what_the_files_do(exported):
+def test_the_card_describes_the_files(exported):
     groups, _, folder = exported
     card = json.loads((folder / "card.json").read_text())
     assert card["schema_version"] == SCHEMA_VERSION
@@ -173,7 +174,7 @@ def test_the_card_says_what_the_files_do(exported):
 
 @pytest.mark.parametrize("batch", [1, 500])
 @pytest.mark.parametrize("runtime", [by_torch, by_onnx])
-def test_one_file_answers_as_the_files_of_the_agents_do(exported, one_file, runtime, batch):
+def test_one_file_equals_the_files_of_agents(exported, one_file, runtime, batch):
     groups, policy, folder = exported
     assert {file.name for file in one_file.iterdir()} == {"team.onnx", "team.pt2", "card.json"}
     data = random_team(groups, policy, batch)
@@ -201,8 +202,8 @@ def test_one_file_answers_as_the_files_of_the_agents_do(exported, one_file, runt
             assert together["memory"]["output"] == f"{alone['name']}_next_memory"
 
 
-def test_names_of_one_file_are_the_agents_own(tmp_path):
-    """One group is named as another's agent is, and one has more than ten agents."""
+def test_names_in_one_file(tmp_path):
+    """With a group named like an agent, and with more than ten agents."""
     groups = [AgentGroup(n, k, 4, 3, discrete=True) for n, k in [("a", 11), ("a_0", 1)]]
     policy = mode_policy(groups, [actor_module(group) for group in groups])
     card = export_decentralized(policy, tmp_path / "team", formats=["torch"], one_file=True)
@@ -212,8 +213,8 @@ def test_names_of_one_file_are_the_agents_own(tmp_path):
         assert list(agent["outputs"]) == [f"{agent['name']}_{x}" for x in ("action", "logits")]
 
 
-def test_agents_with_equal_parameters_and_without(tmp_path, randomized):
-    """The first agent's weights are all alike; the second's are not."""
+def test_agents_with_constant_parameters(tmp_path, randomized):
+    """The first agent's parameters are constant; the second's are not."""
     group = AgentGroup("agents", 2, 4, 4, discrete=True)
     policy = mode_policy([group], [randomized(actor_module(group, hidden=(4,)))])
     with torch.no_grad():
@@ -229,7 +230,7 @@ def test_agents_with_equal_parameters_and_without(tmp_path, randomized):
 
 
 @pytest.mark.parametrize("name", available_algorithms())
-def test_every_method_whose_execution_is_decentralized(tmp_path, name):
+def test_every_method_with_decentralized_execution(tmp_path, name):
     continuous = name == "agent_mixer_sac"
     env = make_env("vmas/predator_prey" if continuous else "grid/predator_prey", num_envs=2)
     policy = make_algorithm(name, env, 100).execution_policy
@@ -243,7 +244,7 @@ def test_every_method_whose_execution_is_decentralized(tmp_path, name):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_the_modifier_and_the_state_stay_behind(tmp_path):
+def test_files_contain_one_agents_parameters_only(tmp_path):
     policy = AgentMixerPolicy.from_env(make_env("grid/predator_prey"))
     card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
     held = torch.export.load(card.parent / "agents_0.pt2").state_dict
@@ -253,27 +254,27 @@ def test_the_modifier_and_the_state_stay_behind(tmp_path):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_autoregressive_policies_are_refused(tmp_path, groups):
+def test_autoregressive_policies(tmp_path, groups):
     name = "mamujoco/humanoid_9_8" if groups == 2 else "matrix/climbing"
     policy = make_algorithm("armappo", make_env(name), 100).execution_policy
-    with pytest.raises(ValueError, match="wait for the actions of others"):
+    with pytest.raises(ValueError, match=r"expected a decentralized, deterministic policy.* got "):
         export_decentralized(policy, tmp_path / "team")
 
 
-def test_sampling_policies_are_refused(tmp_path):
+def test_sampling_policies(tmp_path):
     policy = product_policy([TALKERS], [actor_module(TALKERS)])
-    with pytest.raises(ValueError, match="a policy that samples has no mode"):
+    with pytest.raises(ValueError, match="expected a decentralized, deterministic policy"):
         export_decentralized(policy, tmp_path / "team")
 
 
-def test_a_policy_that_reads_the_state_is_refused(tmp_path):
+def test_policies_that_read_the_state(tmp_path):
     network = nn.Linear(2, 3)
     actor = TensorDictModule(
         lambda x, s: network(x) + s.unsqueeze(-2),
         in_keys=[TALKERS.key("observation"), "state"],
         out_keys=TALKERS.param_keys,
     )
-    with pytest.raises(ValueError, match=r"also reads \['state'\]"):
+    with pytest.raises(ValueError, match=r"reads .*'state'\] and writes"):
         export_decentralized(mode_policy([TALKERS], [actor]), tmp_path / "team")
 
 
@@ -295,7 +296,7 @@ def torchrl_mlp(**kwargs):
 
 
 @pytest.mark.parametrize("share_params", [True, False])
-def test_actors_of_others(tmp_path, share_params):
+def test_other_actors(tmp_path, share_params):
     actor = foreign(torchrl_mlp(share_params=share_params))
     other = actor_module(FLYERS)
     policy = mode_policy([WALKERS, FLYERS], [TensorDictSequential(actor, other)], "tanh_normal")
@@ -304,8 +305,19 @@ def test_actors_of_others(tmp_path, share_params):
     assert errors["torch"] < 1e-5
 
 
+@pytest.mark.parametrize("share_params", [True, False])
+def test_layer_norm_of_memory_per_agent(tmp_path, randomized, share_params):
+    """Each file contains its agent's copy; the export compares the outputs."""
+    actor = actor_module(PICKERS, memory_dim=4, share_params=share_params)
+    actor.module.memory_norm = MultiAgentBody(3, 4, hidden=(), share_params=share_params)
+    policy = randomized(mode_policy([PICKERS], [actor]))
+    card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
+    errors = json.loads(card.read_text())["largest_difference_from_the_policy"]
+    assert errors["torch"] < 1e-5
+
+
 class Gated(nn.Module):
-    """Parameters that an exporter folds into constants."""
+    """A network with parameters that the exporter folds into constants."""
 
     def __init__(self):
         super().__init__()
@@ -315,13 +327,13 @@ class Gated(nn.Module):
         return self.linear(observation * self.gate.sigmoid())
 
 
-def test_folded_parameters_are_the_policys(tmp_path):
+def test_folded_parameters(tmp_path):
     policy = mode_policy([WALKERS], [foreign(Gated())])
     assert export_decentralized(policy, tmp_path / "team", formats=["onnx"]).exists()
 
 
 class OtherAgents(nn.Module):
-    """Looks like a network for each agent, and is not."""
+    """A network whose outputs depend on other agents' observations."""
 
     def __init__(self):
         super().__init__()
@@ -332,21 +344,21 @@ class OtherAgents(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "words"),
+    ("network", "message"),
     [
         (lambda: torchrl_mlp(centralized=True), "centralized=True"),
-        (OtherAgents, "reads more than its agent's own observation"),
+        (OtherAgents, "more than its agent's own observation"),
     ],
 )
-def test_actors_that_see_the_team_are_refused(tmp_path, network, words):
-    with pytest.raises(ValueError, match=words):
+def test_actors_that_read_other_agents(tmp_path, network, message):
+    with pytest.raises(ValueError, match=message):
         export_decentralized(
             mode_policy([WALKERS], [foreign(network())]), tmp_path / "team", formats=["torch"]
         )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_normalization_becomes_part_of_the_files(tmp_path, randomized):
+def test_normalization_in_the_files(tmp_path, randomized):
     actor = randomized(actor_module(WALKERS, input_norm=False))
     policy = mode_policy([WALKERS], [actor])
     loc, scale = torch.randn(2, 9), torch.rand(2, 9) + 0.5
@@ -362,7 +374,7 @@ def test_normalization_becomes_part_of_the_files(tmp_path, randomized):
         torch.testing.assert_close(torch.tensor(agent["normalization"]["loc"]), loc[agent["index"]])
 
 
-def test_the_policy_is_left_alone(tmp_path):
+def test_the_policy_is_unchanged(tmp_path):
     policy = mode_policy([PICKERS], [actor_module(PICKERS)]).double().train()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     exported = agent_actors(policy)
@@ -375,8 +387,8 @@ def test_the_policy_is_left_alone(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
 
 
-def test_saturated_actions_are_the_policys_and_inside_the_bounds():
-    """TorchRL keeps squashed actions off the bounds, where their density would be infinite."""
+def test_saturated_actions_equal_the_policy_and_are_inside_the_bounds():
+    """TorchRL excludes the bounds, where the density of squashed actions is infinite."""
     policy = mode_policy([WALKERS], [actor_module(WALKERS)], "tanh_normal")
     for parameter in policy.parameters():
         nn.init.normal_(parameter, std=30.0)
@@ -389,18 +401,18 @@ def test_saturated_actions_are_the_policys_and_inside_the_bounds():
             torch.testing.assert_close(action, expected[:, actor.index], atol=1e-7, rtol=1e-7)
             low, high = LOW[actor.index], HIGH[actor.index]
             assert ((action > low) & (action < high)).all()
-            assert (action > low + 0.999999 * (high - low)).any()  # as near as they come
+            assert (action > low + 0.999999 * (high - low)).any()  # close to the bound
 
 
 class TestFolder:
-    """Written whole or not at all."""
+    """A folder is created with all its files or not at all."""
 
     policy = mode_policy([TALKERS], [actor_module(TALKERS)])
 
     def export(self, path, **kwargs):
         return export_decentralized(self.policy, path, **{"formats": ["torch"], **kwargs})
 
-    def test_a_failure_leaves_nothing(self, tmp_path, monkeypatch):
+    def test_a_failure_writes_nothing(self, tmp_path, monkeypatch):
         def full(*args, **kwargs):
             Path(args[1]).write_bytes(b"half")
             raise OSError("disk is full")
@@ -410,7 +422,7 @@ class TestFolder:
             self.export(tmp_path / "team")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_failure_leaves_the_earlier_one(self, tmp_path, monkeypatch):
+    def test_a_failure_keeps_the_earlier_export(self, tmp_path, monkeypatch):
         card = self.export(tmp_path / "team", metadata={"run": 1})
 
         def wrong(*args, **kwargs):
@@ -422,7 +434,7 @@ class TestFolder:
         assert json.loads(card.read_text())["metadata"] == {"run": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["team"]
 
-    def test_a_replacement_that_fails_at_the_end_is_undone(self, tmp_path, monkeypatch):
+    def test_a_failed_replacement_is_undone(self, tmp_path, monkeypatch):
         card = self.export(tmp_path / "team", metadata={"run": 1})
         rename = os.rename
 
@@ -437,7 +449,7 @@ class TestFolder:
         assert json.loads(card.read_text())["metadata"] == {"run": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["team"]
 
-    def test_an_earlier_one_is_kept_or_replaced_whole(self, tmp_path):
+    def test_an_earlier_export_is_kept_or_replaced(self, tmp_path):
         card = self.export(tmp_path / "deep" / "team", metadata={"run": 1})
         (card.parent / "old.pt2").touch()
         with pytest.raises(FileExistsError, match="or `overwrite=True`"):
@@ -449,7 +461,7 @@ class TestFolder:
         assert [file.name for file in card.parent.parent.iterdir()] == ["team"]
 
     @pytest.mark.parametrize("card", [None, "[]", "{", '{"schema": "other"}'])
-    def test_what_is_no_export_is_never_replaced(self, tmp_path, card):
+    def test_other_folders_are_never_replaced(self, tmp_path, card):
         (tmp_path / "thesis.txt").write_text("all of it")
         if card is not None:
             (tmp_path / "card.json").write_text(card)
@@ -457,7 +469,7 @@ class TestFolder:
             self.export(tmp_path, overwrite=True)
         assert (tmp_path / "thesis.txt").read_text() == "all of it"
 
-    def test_a_folder_that_appears_meanwhile_is_kept(self, tmp_path, monkeypatch):
+    def test_a_folder_that_is_created_meanwhile_is_kept(self, tmp_path, monkeypatch):
         verify = exporting.verify
 
         def slowly(*args):
@@ -471,21 +483,21 @@ class TestFolder:
         assert [file.name for file in (tmp_path / "team").iterdir()] == ["theirs"]
 
     @pytest.mark.parametrize("formats", [[], ["tflite"], "onnx"])
-    def test_formats_are_checked(self, tmp_path, formats):
+    def test_unknown_formats(self, tmp_path, formats):
         with pytest.raises(ValueError, match="expected `formats` out of"):
             self.export(tmp_path / "team", formats=formats)
 
-    def test_a_missing_package_is_named(self, tmp_path, monkeypatch):
+    def test_missing_packages(self, tmp_path, monkeypatch):
         monkeypatch.setattr(exporting, "find_spec", lambda name: None)
         with pytest.raises(ImportError, match=r'pip install "torchrl_agentmixer\[export\]"'):
             self.export(tmp_path / "team", formats=["torch", "onnx"])
 
-    def test_unknown_groups_are_named(self, tmp_path):
-        with pytest.raises(ValueError, match=r"groups \['talkers'\], got 'walkers'"):
+    def test_unknown_groups(self, tmp_path):
+        with pytest.raises(ValueError, match=r"'walkers'.* Available: talkers"):
             self.export(tmp_path / "team", normalization={"walkers": (0.0, 1.0)})
 
 
-def test_files_that_answer_otherwise_are_refused(tmp_path, monkeypatch):
+def test_files_with_other_outputs(tmp_path, monkeypatch):
     def other(file, inputs):
         answers = verification._run_torch(file.with_suffix(".pt2"), inputs)
         return {name: value + 0.01 for name, value in answers.items()}
@@ -493,30 +505,30 @@ def test_files_that_answer_otherwise_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "_run_onnx", other)
     policy = mode_policy([TALKERS], [actor_module(TALKERS)])
     with pytest.raises(
-        ValueError, match=r"talkers_0\.onnx to write talkers_0's 'logits' as the policy does"
+        ValueError, match=r"talkers_0\.onnx to write 'logits' of talkers_0 as the policy"
     ):
         export_decentralized(policy, tmp_path / "team")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_programs_need_no_onnx(tmp_path, monkeypatch):
+def test_torch_programs_do_not_need_onnx(tmp_path, monkeypatch):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
     policy = mode_policy([TALKERS], [actor_module(TALKERS)])
     assert export_decentralized(policy, tmp_path / "team", formats=["torch"]).exists()
 
 
-def test_masks_leave_one_action(exported):
-    """With one legal action, it is taken, whatever is observed."""
+def test_masks_with_one_valid_action(exported):
+    """The only valid action is taken for all observations."""
     _, _, folder = exported
     for agent in agents_of(folder):
         if "action_mask" not in agent["inputs"]:
             continue
         size = agent["inputs"]["observation"]["shape"][1]
-        legal = torch.arange(5).repeat(20)
+        valid = torch.arange(5).repeat(20)
         inputs = {
             "observation": 1e3 * torch.randn(100, size),
-            "action_mask": torch.eye(5, dtype=torch.bool)[legal],
+            "action_mask": torch.eye(5, dtype=torch.bool)[valid],
         }
         for runtime in (by_torch, by_onnx):
-            np.testing.assert_array_equal(runtime(folder, agent)(inputs)["action"], legal)
+            np.testing.assert_array_equal(runtime(folder, agent)(inputs)["action"], valid)

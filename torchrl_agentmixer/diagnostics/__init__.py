@@ -1,4 +1,4 @@
-"""Measures of the trained and the deployed policy: consistency, and distance to an equilibrium."""
+"""Diagnostics of trained policies: equilibrium gaps, best responses, identifiability."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torchrl_agentmixer.diagnostics.equilibrium import (
     EquilibriumGap,
     coarse_correlated_equilibrium_gap,
     correlated_equilibrium_gap,
-    joint_action_probs,
     nash_gap,
 )
 from torchrl_agentmixer.diagnostics.exploitability import BestResponseGap, best_response_gap
 from torchrl_agentmixer.diagnostics.identifiability import identifiability_gap
+from torchrl_agentmixer.diagnostics.joint_actions import joint_action_probs
 
 __all__ = [
     "BestResponseGap",

@@ -1,4 +1,4 @@
-"""Environments behind TorchRL's multi-agent interface."""
+"""Environments with TorchRL's multi-agent interface."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
-from torchrl_agentmixer.envs.correlation_seed import CorrelationSeed
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
 from torchrl_agentmixer.envs.memory import with_memory
 from torchrl_agentmixer.envs.normalization import (
@@ -14,6 +13,7 @@ from torchrl_agentmixer.envs.normalization import (
     normalize_observations,
     observation_normalizer,
 )
+from torchrl_agentmixer.envs.optional import CLASSES, load
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
 from torchrl_agentmixer.envs.registry import available_envs, make_env, register_env
@@ -21,7 +21,6 @@ from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation
 
 __all__ = [
     "BridgeCrossingEnv",
-    "CorrelationSeed",
     "MaMujocoEnv",
     "MatrixGameEnv",
     "ObservationNormalizer",
@@ -47,30 +46,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs an extra only when it is asked for."""
-    if name == "MaMujocoEnv":
-        from torchrl_agentmixer.envs.mamujoco import MaMujocoEnv
-
-        return MaMujocoEnv
-    if name == "SMACv2TeamEnv":
-        from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
-
-        return SMACv2TeamEnv
-    if name == "SmaxEnv":
-        from torchrl_agentmixer.envs.smax import SmaxEnv
-
-        return SmaxEnv
-    if name == "VmasTeamEnv":
-        from torchrl_agentmixer.envs.vmas import VmasTeamEnv
-
-        return VmasTeamEnv
-    if name == "PredatorPreyScenario":
-        from torchrl_agentmixer.envs.optional import require_vmas
-
-        require_vmas()
-        from torchrl_agentmixer.envs.predator_prey import PredatorPreyScenario
-
-        return PredatorPreyScenario
+    """Import classes that need an optional dependency on first use."""
+    if name in CLASSES:
+        return load(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""What the batched torch environments share: specs, seeding and partial resets."""
+"""Base classes of batched multi-agent environments: specs, partial resets, outputs, seeding."""
 
 from __future__ import annotations
 
@@ -8,52 +8,144 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.envs.simulation import check_names, check_shape
 
 
-class TeamEnv(EnvBase):
-    """A cooperative team of one group, ``"agents"``, simulated as one batch of tensors.
+def flag_spec(*shape: int, device: Any = None) -> Categorical:
+    """Spec of a boolean entry."""
+    return Categorical(2, shape=shape, dtype=torch.bool, device=device)
 
-    Subclasses hold their state in tensors ``[num_envs, ...]`` and implement :meth:`_reset_where`,
-    :meth:`_advance` and :meth:`_observe`. Every environment writes
 
-    - ``("agents", "observation")`` ``[*B, n_agents, o]`` and ``"state"`` ``[*B, s]``, float32;
-    - ``"reward"`` ``[*B, 1]``, one number for the team;
-    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: ends terminate, time limits
-      truncate;
+def done_spec(batch: Sequence[int] = (), device: Any = None) -> Composite:
+    """Specs of ``"done"``, ``"terminated"`` and ``"truncated"``, ``[*B, 1]``."""
+    keys = ("done", "terminated", "truncated")
+    flags = {key: flag_spec(*batch, 1, device=device) for key in keys}
+    return Composite(flags, shape=batch, device=device)
 
-    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. Where agents have different
-    numbers of actions, ``("agents", "action_mask")`` ``[*B, n_agents, K]`` says which of the ``K``
-    of the richest agent each one has. Its random numbers come from a generator of its own: what a
-    policy draws does not change them.
+
+class BatchedEnv(EnvBase):
+    """Base class of environments that simulate a whole batch in one process.
+
+    Subclasses set ``group_map``, call :meth:`_set_specs`, and implement :meth:`_reset_where`,
+    :meth:`_observations` and ``_step``, which returns :meth:`_result` or :meth:`_output`.
 
     Args:
-        n_agents (int): agents in the group.
-        n_actions (int or sequence of int): actions of each agent.
+        num_envs (int): environments in the batch.
+        device: device of the tensordicts.
+
+    Raises:
+        ValueError: if ``num_envs`` is less than 1.
+    """
+
+    # Boolean entries that a reset writes as false.
+    _flags: tuple[str, ...] = ("done", "terminated", "truncated")
+
+    def __init__(self, num_envs: int, device: torch.device | str | None) -> None:
+        check_at_least(type(self).__name__, 1, num_envs=num_envs)
+        super().__init__(device=torch.device(device or "cpu"), batch_size=[num_envs])
+
+    def _set_specs(
+        self,
+        observations: Mapping[str, Mapping[str, TensorSpec]],
+        actions: Mapping[str, TensorSpec],
+        state_dim: int,
+        **root: TensorSpec,
+    ) -> None:
+        """Set all specs, given each group's observation entries and action, with batch sizes."""
+        batch, options = self.batch_size, {"device": self.device}
+
+        def group(name: str, leaves: Mapping[str, TensorSpec]) -> Composite:
+            return Composite(leaves, shape=(*batch, len(self.group_map[name])), **options)
+
+        groups = {name: group(name, leaves) for name, leaves in observations.items()}
+        state = Unbounded((*batch, state_dim), **options)
+        leaves = {**groups, "state": state, **root}
+        self.observation_spec = Composite(leaves, shape=batch, **options)
+        action_groups = {name: group(name, {"action": spec}) for name, spec in actions.items()}
+        self.action_spec = Composite(action_groups, shape=batch, **options)
+        self.reward_spec = Unbounded((*batch, 1), **options)
+        self.done_spec = done_spec(batch, self.device)
+
+    @abstractmethod
+    def _reset_where(self, mask: torch.Tensor) -> None:
+        """Start new episodes in the environments of ``mask`` ``[num_envs]`` only."""
+
+    @abstractmethod
+    def _observations(self) -> dict[str, Any]:
+        """``"state"``, and a dict of each group's entries."""
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            mask = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
+        self._reset_where(mask.reshape(self.batch_size))
+        no = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
+        return self._output({key: no.clone() for key in self._flags})
+
+    def _result(
+        self, reward: torch.Tensor, terminated: torch.Tensor, truncated: torch.Tensor
+    ) -> TensorDict:
+        """Output of a step, from ``[num_envs]`` each."""
+        truncated = truncated & ~terminated
+        entries = {
+            "reward": reward,
+            "done": terminated | truncated,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
+        return self._output({key: value.unsqueeze(-1) for key, value in entries.items()})
+
+    def _output(self, entries: dict[str, Any]) -> TensorDict:
+        batch, entries = list(self.batch_size), {**self._observations(), **entries}
+        for name, agents in self.group_map.items():
+            size = [*batch, len(agents)]
+            entries[name] = TensorDict(entries[name], batch_size=size, device=self.device)
+        return TensorDict(entries, batch_size=batch, device=self.device)
+
+
+class TeamEnv(BatchedEnv):
+    """A cooperative team of one group, ``"agents"``, simulated as one batch of tensors.
+
+    Subclasses keep their simulation state in tensors ``[num_envs, ...]`` and implement
+    :meth:`_reset_where`, :meth:`_advance` and :meth:`_observe`. Every environment writes
+
+    - ``("agents", "observation")`` ``[*B, n_agents, o]`` and ``"state"`` ``[*B, s]``, float32;
+    - ``"reward"`` ``[*B, 1]``, the team reward;
+    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``; time limits truncate;
+
+    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. If agents have different
+    numbers of actions, ``("agents", "action_mask")`` ``[*B, n_agents, K]`` is true for the valid
+    actions, where ``K`` is the largest number. Random numbers come from a private generator, so
+    that they do not depend on what a policy samples.
+
+    Args:
+        n_agents (int): number of agents.
+        n_actions (int or sequence of int): number of actions per agent.
         observation_dim (int): entries of one agent's observation.
         state_dim (int): entries of the state.
 
     Keyword Args:
         num_envs (int): environments in the batch.
-        device (optional): where they live.
-        seed (int, optional): of the environment's generator.
+        device (optional): device of the simulation.
+        seed (int, optional): seed of the environment's generator.
 
     Raises:
-        ValueError: for ``num_envs`` under 1.
+        ValueError: if ``num_envs`` is less than 1.
 
     Examples:
-        A game in which only agent 0 counts:
+        A game in which only the action of agent 0 counts:
 
         >>> class Dictator(TeamEnv):
         ...     def _reset_where(self, mask):
         ...         pass
         ...
         ...     def _advance(self, actions):
-        ...         over = torch.ones(self.batch_size, dtype=torch.bool)
-        ...         return actions[:, 0].float(), over, ~over
+        ...         terminated = torch.ones(self.batch_size, dtype=torch.bool)
+        ...         return actions[:, 0].float(), terminated, ~terminated
         ...
         ...     def _observe(self):
         ...         ones = torch.ones(*self.batch_size, self.n_agents, 1)
@@ -73,45 +165,23 @@ class TeamEnv(EnvBase):
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"{type(self).__name__}: expected `num_envs` >= 1, got {num_envs}.")
-        device = torch.device(device or "cpu")
-        super().__init__(device=device, batch_size=[num_envs])
+        super().__init__(num_envs, device)
         self.n_agents = n_agents
         self.group_map = {"agents": [f"agent_{i}" for i in range(n_agents)]}
-        self._generator = torch.Generator(device=device)
+        self._generator = torch.Generator(device=self.device)
         counts = [n_actions] * n_agents if isinstance(n_actions, int) else list(n_actions)
-        index = torch.arange(max(counts), device=device)
-        mask = index < torch.tensor(counts, device=device)[:, None]  # [n_agents, K]
+        most, options = max(counts), {"device": self.device}
+        mask = torch.arange(most, **options) < torch.tensor(counts, **options)[:, None]  # [n, K]
         self._action_mask = None if mask.all() else mask.expand(num_envs, -1, -1)
-        self._make_specs(max(counts), observation_dim, state_dim)
-        self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
-
-    def _make_specs(self, n_actions: int, observation_dim: int, state_dim: int) -> None:
-        n, batch = self.n_agents, self.batch_size
-        options: dict[str, Any] = {"device": self.device}
-
-        def group(**leaves: Any) -> Composite:
-            return Composite(leaves, shape=(*batch, n), **options)
-
-        agents = group(observation=Unbounded((*batch, n, observation_dim), **options))
+        shape = (num_envs, n_agents)
+        leaves: dict[str, TensorSpec] = {
+            "observation": Unbounded((*shape, observation_dim), **options)
+        }
         if self._action_mask is not None:
-            agents["action_mask"] = Binary(
-                shape=(*batch, n, n_actions), dtype=torch.bool, **options
-            )
-        state = Unbounded((*batch, state_dim), **options)
-        self.observation_spec = Composite(agents=agents, state=state, shape=batch, **options)
-        action = Categorical(n_actions, shape=(*batch, n), mask=self._action_mask, **options)
-        self.action_spec = Composite(agents=group(action=action), shape=batch, **options)
-        self.reward_spec = Unbounded((*batch, 1), **options)
-        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, **options)
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=batch, **options
-        )
-
-    @abstractmethod
-    def _reset_where(self, mask: torch.Tensor) -> None:
-        """Start new episodes in the environments of ``mask`` ``[num_envs]``, and only there."""
+            leaves["action_mask"] = Binary(shape=(*shape, most), dtype=torch.bool, **options)
+        action = Categorical(most, shape=shape, mask=self._action_mask, **options)
+        self._set_specs({"agents": leaves}, {"agents": action}, state_dim)
+        self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
 
     @abstractmethod
     def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -124,54 +194,23 @@ class TeamEnv(EnvBase):
     def _rand(self, *shape: int) -> torch.Tensor:
         return torch.rand(shape, device=self.device, generator=self._generator)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is None:
-            mask = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        self._reset_where(mask.reshape(self.batch_size))
-        over = torch.zeros(*self.batch_size, 1, dtype=torch.bool, device=self.device)
-        return self._output({"done": over, "terminated": over.clone(), "truncated": over.clone()})
-
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        reward, terminated, truncated = self._advance(tensordict["agents", "action"])
-        truncated = truncated & ~terminated
-        return self._output(
-            {
-                "reward": reward.unsqueeze(-1),
-                "done": (terminated | truncated).unsqueeze(-1),
-                "terminated": terminated.unsqueeze(-1),
-                "truncated": truncated.unsqueeze(-1),
-            }
-        )
+        return self._result(*self._advance(tensordict["agents", "action"]))
 
-    def _output(self, entries: dict[str, Any]) -> TensorDict:
+    def _observations(self) -> dict[str, Any]:
         observation, state = self._observe()
-        agents = TensorDict(
-            {"observation": observation},
-            batch_size=[*self.batch_size, self.n_agents],
-            device=self.device,
-        )
+        agents = {"observation": observation}
         if self._action_mask is not None:
             agents["action_mask"] = self._action_mask.clone()
-        return TensorDict(
-            {"agents": agents, "state": state, **entries},
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+        return {"agents": agents, "state": state}
 
     def simulation_state(self) -> dict[str, Any]:
-        """All tensors of the simulation and its random numbers, see ``simulation_state``."""
-        return {
-            "generator": self._generator.get_state(),
-            **{name: value.clone() for name, value in self._own_tensors().items()},
-        }
+        """All tensors of the simulation and the generator's state; see ``simulation_state``."""
+        tensors = {name: value.clone() for name, value in self._own_tensors().items()}
+        return {"generator": self._generator.get_state(), **tensors}
 
     def load_simulation_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there.
-
-        Raises:
-            ValueError: for the state of another environment or number of them.
-        """
+        """Restore a simulation state; a ValueError for another environment or batch size."""
         own, name = self._own_tensors(), type(self).__name__
         check_names(name, state, {"generator", *own})
         for key, value in own.items():
@@ -184,15 +223,11 @@ class TeamEnv(EnvBase):
         return {key: value for key, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device | str) -> TeamEnv:
-        """This environment, if it lives on ``device``; it cannot move.
-
-        Raises:
-            NotImplementedError: for another device than that of construction.
-        """
+        """Return this environment; a NotImplementedError if ``device`` is another than its own."""
         if torch.empty(0, device=device).device != torch.empty(0, device=self.device).device:
             raise NotImplementedError(
-                f"{type(self).__name__} lives on {self.device} and cannot move to {device}: "
-                f"build it there, with `device={str(device)!r}`."
+                f"{type(self).__name__} is on {self.device} and cannot be moved to {device}: "
+                f"build it with `device={str(device)!r}`."
             )
         return self
 

@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas, Color
 
-# Where agents A and B start, which is the other's goal; the cells of passages 1 and 2; walls.
+# Starts of agents A and B (each is the other's goal), cells of passages 1 and 2, and walls (#).
 GRID = (
     "1111",
     "A##B",
     "2##2",
     "2222",
 )
-# Rows and columns moved by each action: down, left, up, right, stay.
+# Row and column offsets of the actions down, left, up, right, stay.
 MOVES = ((1, 0), (0, -1), (-1, 0), (0, 1), (0, 0))
-# Steps of a straight crossing of each passage; all but the last end inside it.
-CROSSING_STEPS = {1: 5, 2: 7}
 
 _FILLS: dict[str, Color] = {"#": (120, 120, 115), "1": (225, 238, 225), "2": (246, 240, 215)}
 _AGENT_FILLS: tuple[Color, Color] = ((60, 110, 190), (230, 140, 40))
@@ -31,49 +30,45 @@ _STAR = [
 
 
 class BridgeCrossingEnv(TeamEnv):
-    """Two agents of hidden sizes cross to opposite ends, by a short passage or by a longer one.
+    """Two agents of hidden sizes cross to opposite ends, by a short or a long passage.
 
     Figure 1 of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). Agent A starts
-    at the left end and goes to the right one, B the other way::
+    at the left end and its goal is the right end; agent B crosses in the other direction::
 
         1 1 1 1
         A # # B
         2 # # 2
         2 2 2 2
 
-    In every episode each agent is small with probability ``small_prob``, else big. A passage holds
-    two small agents or one big one. In one step both agents move, into a neighboring cell or, at a
-    wall, not at all; an agent at its goal stays there. Each agent that was not yet there costs the
-    team ``step_cost``, and each step that ends with more in a passage than it holds costs
-    ``congestion_cost``. The episode terminates when both have arrived, and is truncated after
-    ``max_steps``.
+    In every episode each agent is small with probability ``small_prob``, otherwise big. The
+    capacity of a passage is two small agents or one big agent. In one step both agents move into a
+    neighboring cell; a move into a wall has no effect, and an agent at its goal stays there. A step
+    costs the team ``step_cost`` per agent that was not at its goal, and ``congestion_cost`` if it
+    ends with a passage over capacity. The episode terminates when both agents are at their goals,
+    and is truncated after ``max_steps``.
 
-    An agent observes ``[row, column, big]`` of its own, all in [0, 1]. The state is the same of A,
-    then of B. Congestion costs, but blocks nobody: what an agent sees follows from its own size and
-    its own actions, so that **nothing it observes, at any time, tells it of the other**. All that a
-    decentralized policy can do is therefore a plan for each size of each agent.
+    An agent observes its ``[row, column, big]``, all in [0, 1]; the state is A's observation, then
+    B's. Congestion costs reward but does not block. An agent's observations therefore depend only
+    on its size and its actions: **they never contain information about the other agent**. A
+    decentralized policy is a plan per size of each agent.
 
-    With :math:`s` = ``step_cost``, :math:`c` = ``congestion_cost``, :math:`p` = ``small_prob``,
-    :math:`q = 1 - p`, and crossings of 5 steps (4 of them inside passage 1) and 7 (6 inside 2):
-
-    - :attr:`full_information_optimum`: both small, both take 1; else one takes each.
-    - :attr:`decentralized_optimum`: one agent always takes 1, the other always 2.
-    - :attr:`imitation_return`: students of the full-information expert, which draw their actions.
-    - :attr:`imitation_mode_return`: the same students, which take their likeliest actions.
+    The closed-form :attr:`full_information_optimum`, :attr:`decentralized_optimum`,
+    :attr:`imitation_return` and :attr:`imitation_mode_return` use :math:`s` = ``step_cost``,
+    :math:`c` = ``congestion_cost``, :math:`p` = ``small_prob`` and :math:`q = 1 - p`. A crossing
+    takes 5 steps by passage 1 (4 of them inside) and 7 by passage 2 (6 inside).
 
     Keyword Args:
-        num_envs (int): environments in the batch.
-        small_prob (float): of an agent being small. Above 1/2, what a student of *any*
-            full-information optimum does most often loses to the decentralized optimum; at 1/2 it
-            may be a tie, and a lucky side of it the optimum itself.
-        step_cost (float): team cost of every step, for each agent that has not arrived.
-        congestion_cost (float): team cost of every step that ends with a passage too full.
-        max_steps (int): time limit, in steps; leaves time for the longer passage.
-        device (optional): where the environments live.
-        seed (int, optional): of the environment's generator.
+        small_prob (float): probability that an agent is small. Above 1/2, the modes of a student
+            of *any* full-information optimum are worse than the decentralized optimum; at 1/2 they
+            may tie, and then equal it by chance.
+        step_cost (float): team cost per step and agent that is not at its goal.
+        congestion_cost (float): team cost per step that ends with a passage over capacity.
+        max_steps (int): time limit, in steps; at least 7, a crossing by passage 2.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
-        ValueError: for a probability outside [0, 1], a cost that is no cost, or a short time limit.
+        ValueError: for a probability outside [0, 1], a cost that is not positive, or a time limit
+            less than 7.
 
     Examples:
         >>> env = BridgeCrossingEnv(num_envs=4, seed=0)
@@ -98,22 +93,13 @@ class BridgeCrossingEnv(TeamEnv):
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        if not 0 <= small_prob <= 1:
-            raise ValueError(
-                f"BridgeCrossingEnv: expected `small_prob` in [0, 1], got {small_prob}."
-            )
-        costs = {"step_cost": step_cost, "congestion_cost": congestion_cost}
-        for name, value in costs.items():
-            if not value > 0:
-                raise ValueError(
-                    f"BridgeCrossingEnv: expected `{name}` > 0 (a cost that is subtracted), "
-                    f"got {value}."
-                )
-        if max_steps < CROSSING_STEPS[2]:
-            raise ValueError(
-                f"BridgeCrossingEnv: expected `max_steps` >= {CROSSING_STEPS[2]}, the steps of the "
-                f"longer passage, got {max_steps}."
-            )
+        check_values(
+            "BridgeCrossingEnv",
+            small_prob=(small_prob, 0 <= small_prob <= 1, "in [0, 1]"),
+            step_cost=(step_cost, step_cost > 0, "> 0 (it is subtracted)"),
+            congestion_cost=(congestion_cost, congestion_cost > 0, "> 0 (it is subtracted)"),
+            max_steps=(max_steps, max_steps >= 7, ">= 7, the steps of the long passage"),
+        )
         super().__init__(2, len(MOVES), 3, 6, num_envs=num_envs, device=device, seed=seed)
         self.small_prob, self.max_steps = small_prob, max_steps
         self.step_cost, self.congestion_cost = step_cost, congestion_cost
@@ -124,7 +110,7 @@ class BridgeCrossingEnv(TeamEnv):
         self._last_reward = torch.zeros(num_envs, device=self.device)
 
     def _make_tables(self) -> None:
-        """Number the cells row by row: where each action leads, their passage and position."""
+        """Number the cells row by row; tabulate the targets of actions, passages and positions."""
         rows, columns = len(GRID), len(GRID[0])
         cells = "".join(GRID)
         leads_to = []
@@ -144,37 +130,36 @@ class BridgeCrossingEnv(TeamEnv):
         self._starts = torch.tensor([cells.index("A"), cells.index("B")], device=self.device)
         self._goals = self._starts.flip(0)
 
-    # -- what is known exactly --------------------------------------------------------------------
-
     @property
     def full_information_optimum(self) -> float:
-        r"""Best return of a policy that sees the state, :math:`-s\,(12 - 2 p^2)`.
+        r"""Best return of a policy that observes the state, :math:`-s\,(12 - 2 p^2)`.
 
-        Two small agents take passage 1 together, :math:`2 \cdot 5` steps. Where one is big they
-        take one passage each, :math:`5 + 7`: to wait until passage 1 is free again takes 9 steps.
+        Two small agents take passage 1 together: :math:`2 \cdot 5` steps. With a big agent they
+        take one passage each: :math:`5 + 7`; waiting until passage 1 is free takes 9 steps.
         """
-        return -self._expert_steps() * self.step_cost
+        self._check_optima()
+        return -(12 - 2 * self.small_prob**2) * self.step_cost
 
     @property
     def decentralized_optimum(self) -> float:
         r"""Best return of decentralized policies, :math:`-12 s`: always distinct passages.
 
-        Of all pairs of plans, as the tests verify by exhaustion.
+        The tests compare it with all pairs of plans.
         """
-        self._require_figure_1()
-        return -(CROSSING_STEPS[1] + CROSSING_STEPS[2]) * self.step_cost
+        self._check_optima()
+        return -12 * self.step_cost
 
     @property
     def imitation_return(self) -> float:
-        r"""Return of students that imitate the full-information expert, and draw their actions.
+        r"""Return of students that imitate the full-information expert and sample their actions.
 
-        The expert draws one of the two symmetric optima where there are two. A student minimizes
-        :math:`KL(\text{expert} \| \text{student})` over the expert's episodes, given what it
-        observes: it takes passage 1 as often as the expert does, with probability
-        :math:`m = (1 + p) / 2` when small and 1/2 when big. It crosses in the expert's time, but
-        independently of the other student. A small and a big one meet inside passage 1 for 4 steps
-        with probability :math:`m / 2`, inside 2 for 6 steps with :math:`(1 - m) / 2`; two big
-        ones with 1/4 and 1/4:
+        The expert samples uniformly from the optima: two symmetric ones unless both agents are
+        small. A student minimizes :math:`KL(\text{expert} \| \text{student})` over the expert's
+        episodes, given its observations: it takes passage 1 as often as the expert does, with
+        probability :math:`m = (1 + p) / 2` when small and 1/2 when big. It crosses in the expert's
+        time, but independently of the other student. A small and a big agent meet inside passage 1
+        for 4 steps with probability :math:`m / 2`, inside 2 for 6 steps with
+        :math:`(1 - m) / 2`; two big agents with 1/4 and 1/4:
 
         .. math:: -s\,(12 - 2 p^2) - c\,\left(2 p q\,(3 - m) + \tfrac{5}{2} q^2\right)
         """
@@ -184,37 +169,25 @@ class BridgeCrossingEnv(TeamEnv):
 
     @property
     def imitation_mode_return(self) -> float:
-        r"""Best return of the students of :attr:`imitation_return` that take their modes.
+        r"""Best return of the students of :attr:`imitation_return` with their modes.
 
-        A small one takes passage 1. A big one is indifferent; best, with a big A in 1 and a big B
-        in 2, a big A and a small B still meet for 4 steps: :math:`-s\,(10 + 2 q) - 4 p q\, c`.
+        A small agent takes passage 1; a big agent is indifferent. In the best case a big A takes 1
+        and a big B takes 2, and a big A and a small B meet for 4 steps:
+        :math:`-s\,(10 + 2 q) - 4 p q\, c`.
         """
-        self._require_figure_1()
+        self._check_optima()
         p, q = self.small_prob, 1 - self.small_prob
         return -(10 + 2 * q) * self.step_cost - 4 * p * q * self.congestion_cost
 
-    def _expert_steps(self) -> float:
-        self._require_figure_1()
-        return 12 - 2 * self.small_prob**2
-
-    def _require_figure_1(self) -> None:
-        """Outside of these, others may do better: to wait, to share a passage, not to arrive."""
-        known = {
-            "small_prob": (self.small_prob <= 0.6, "<= 0.6", self.small_prob),
-            "congestion_cost": (
-                self.congestion_cost >= 2 * self.step_cost,
-                "at least twice `step_cost`",
-                self.congestion_cost,
-            ),
-            "max_steps": (self.max_steps >= 9, ">= 9", self.max_steps),
-        }
-        for name, (holds, expected, value) in known.items():
-            if not holds:
-                raise ValueError(
-                    f"BridgeCrossingEnv: its optima are known for `{name}` {expected}, got {value}."
-                )
-
-    # -- dynamics ---------------------------------------------------------------------------------
+    def _check_optima(self) -> None:
+        """Check the range of the formulas; outside, waiting or sharing may be better."""
+        p, cost, steps = self.small_prob, self.congestion_cost, self.max_steps
+        check_values(
+            "BridgeCrossingEnv, optima",
+            small_prob=(p, p <= 0.6, "<= 0.6"),
+            congestion_cost=(cost, cost >= 2 * self.step_cost, ">= 2 * `step_cost`"),
+            max_steps=(steps, steps >= 9, ">= 9"),
+        )
 
     def _reset_where(self, mask: torch.Tensor) -> None:
         big = self._rand(*self.batch_size, 2) >= self.small_prob
@@ -224,18 +197,16 @@ class BridgeCrossingEnv(TeamEnv):
         self._last_reward = torch.where(mask, 0.0, self._last_reward)
 
     def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        on_the_way = self._cells != self._goals
+        crossing = self._cells != self._goals
         moved = self._leads_to[self._cells, actions]
-        self._cells = torch.where(on_the_way, moved, self._cells)
+        self._cells = torch.where(crossing, moved, self._cells)
         first, second = self._passage[self._cells].unbind(-1)
         congested = (first == second) & (first > 0) & self._big.any(-1)
-        reward = -self.step_cost * on_the_way.sum(-1) - self.congestion_cost * congested
+        reward = -self.step_cost * crossing.sum(-1) - self.congestion_cost * congested
         self._time = self._time + 1
         self._last_reward = reward
         arrived = (self._cells == self._goals).all(-1)
         return reward, arrived, self._time >= self.max_steps
-
-    # -- observation and picture ------------------------------------------------------------------
 
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
         observation = torch.cat(
@@ -244,7 +215,7 @@ class BridgeCrossingEnv(TeamEnv):
         return observation, observation.flatten(1)
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
-        """Agents (boxes of their sizes), their goals (stars) and the passages: ``[H, W, 3]``."""
+        """Image of agents (boxes by size), their goals (stars) and passages, ``[H, W, 3]``."""
         cell, rows, columns = 56, len(GRID), len(GRID[0])
         canvas = Canvas(columns * cell, rows * cell + 20)
         for row, line in enumerate(GRID):
@@ -264,6 +235,5 @@ class BridgeCrossingEnv(TeamEnv):
             x, y = (column + 0.5) * cell + (26 * i - 13), (row + 0.5) * cell + 10  # side by side
             canvas.box((x - half, y - half, x + half, y + half), _AGENT_FILLS[i], (40, 40, 40))
             canvas.text((x - 3, y - 6), "AB"[i], fill=(255, 255, 255))
-        time, reward = int(self._time[env_index]), float(self._last_reward[env_index])
-        canvas.text((4, rows * cell + 4), f"step {time}   team reward {reward:+.2f}")
+        canvas.caption(rows * cell, self._time[env_index], self._last_reward[env_index])
         return canvas.image()

@@ -1,4 +1,4 @@
-"""Images without a display."""
+"""Rendering of images without a display."""
 
 from __future__ import annotations
 
@@ -11,21 +11,7 @@ Color = tuple[int, int, int]
 
 
 class Canvas:
-    """A white picture to draw boxes, discs and text on, in pixels.
-
-    Args:
-        width (int): pixels.
-        height (int): pixels.
-
-    Raises:
-        ImportError: without Pillow, with the command that installs it.
-
-    Examples:
-        >>> canvas = Canvas(20, 10)
-        >>> canvas.box((0, 0, 5, 5), fill=(255, 0, 0))
-        >>> canvas.image().shape
-        (10, 20, 3)
-    """
+    """A white image of a size in pixels, with methods that draw; needs Pillow."""
 
     def __init__(self, width: int, height: int) -> None:
         if find_spec("PIL") is None:
@@ -38,41 +24,35 @@ class Canvas:
     def box(
         self, corners: tuple[float, ...], fill: Color | None = None, outline: Color | None = None
     ) -> None:
-        """A rectangle ``(left, top, right, bottom)``."""
+        """Draw a rectangle ``(left, top, right, bottom)``."""
         self._draw.rectangle(corners, fill=fill, outline=outline, width=3)
-
-    def disc(
-        self, center: tuple[float, float], radius: float, fill: Any = None, outline: Any = None
-    ) -> None:
-        """A circle."""
-        x, y = center
-        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, outline)
 
     def shape(
         self, center: tuple[float, float], outline: float | list[tuple[float, float]], fill: Color
     ) -> None:
-        """A disc of this radius, or a polygon with these corners relative to ``center``."""
+        """Draw a disc of a radius, or a polygon with corners relative to ``center``."""
+        x, y = center
         if isinstance(outline, float | int):
-            self.disc(center, outline, fill)
+            corners = (x - outline, y - outline, x + outline, y + outline)
+            self._draw.ellipse(corners, fill)
         else:
-            self._draw.polygon([(center[0] + x, center[1] + y) for x, y in outline], fill=fill)
+            self._draw.polygon([(x + dx, y + dy) for dx, dy in outline], fill=fill)
 
     def text(self, position: tuple[float, float], text: str, fill: Color = (20, 20, 20)) -> None:
-        """A line of text, its top left corner at ``position``."""
+        """Draw a line of text with its top left corner at ``position``."""
         self._draw.text(position, text, fill=fill)
 
+    def caption(self, top: float, step: Any, reward: Any) -> None:
+        """Write the step and the team reward below ``top``."""
+        self.text((4, top + 4), f"step {int(step)}   team reward {float(reward):+.2f}")
+
     def image(self) -> np.ndarray:
-        """The picture, ``[height, width, 3]``, uint8."""
+        """The image, ``[height, width, 3]``, uint8."""
         return np.asarray(self._image).copy()
 
 
 def to_rgb(color: Any, env_index: int = 0) -> Color:
-    """A color of channels in [0, 1], one for all environments or one each, in whole numbers.
-
-    Examples:
-        >>> to_rgb((1.0, 0.5, 0.0))
-        (255, 127, 0)
-    """
+    """Convert a color of channels in [0, 1], or one environment's of several, to integers."""
     if getattr(color, "ndim", 1) > 1:
         color = color[env_index]
     red, green, blue = (int(255 * float(channel)) for channel in color[:3])

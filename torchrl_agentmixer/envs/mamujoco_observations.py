@@ -1,17 +1,16 @@
-"""Which entries of a robot's action and of its state each agent of MA-MuJoCo has."""
+"""Partitions of robots among the agents of MA-MuJoCo: indices of actions and observations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 
-# Robot and partition of its joints, as gymnasium-robotics spells them.
+# Robot and partition of its joints, by the names of gymnasium-robotics.
 TASKS: dict[str, tuple[str, str]] = {
     "ant_2x4": ("Ant", "2x4"),
     "ant_2x4d": ("Ant", "2x4d"),
@@ -25,64 +24,32 @@ TASKS: dict[str, tuple[str, str]] = {
     "walker2d_2x3": ("Walker2d", "2x3"),
     "walker2d_6x1": ("Walker2d", "6x1"),
 }
-# Partitions that gymnasium-robotics does not know: each joint is an agent.
+# Partitions that gymnasium-robotics lacks: one agent per joint.
 _ONE_JOINT_EACH = ("ant_8x1", "humanoid_17x1", "walker2d_6x1")
-# Agents with different numbers of actions: a group each, so that no action is padding.
+# Agents with different numbers of actions: one group each, so that actions are not padded.
 _OWN_GROUPS = {"humanoid_9_8": ("upper_body", "lower_body")}
 _GLOBAL_CATEGORIES = ("qpos", "qvel")
 
 
-@dataclass(frozen=True)
-class AgentIndices:
-    """What the agents of one group read and move.
-
-    Args:
-        agents: names.
-        actions: indices into the robot's action, ``[n_agents, a]``.
-        observations: indices into a row of :class:`RowLayout`, ``[n_agents, o]``.
-    """
+class AgentIndices(NamedTuple):
+    """Actions and observations of the agents of one group."""
 
     agents: list[str]
-    actions: np.ndarray
-    observations: np.ndarray
+    actions: np.ndarray  # [n_agents, a], indices into the robot's action
+    observations: np.ndarray  # [n_agents, o], columns of a row
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """Columns of a simulator's row, which every agent's observation is gathered from.
+class RowLayout(NamedTuple):
+    """Columns of a simulator's row, from which all observations are gathered."""
 
-    The row is the robot's state, then its joint velocities, then a zero and a one.
-
-    Args:
-        state: entries of the state.
-        velocities: entries of the joint velocities.
-    """
-
-    state: int
-    velocities: int
-
-    @property
-    def zero(self) -> int:
-        """Column of the constant zero, which pads observations."""
-        return self.state + self.velocities
-
-    @property
-    def one(self) -> int:
-        """Column of the constant one, which marks an agent's own entry in the one-hot."""
-        return self.zero + 1
-
-    @property
-    def width(self) -> int:
-        """Columns of a row."""
-        return self.one + 1
+    state: int  # number of entries of the state, and first column of the joint velocities
+    zero: int  # column of the constant 0, which pads observations
+    one: int  # column of the constant 1, for one-hots; the last column
 
 
 @contextmanager
 def quiet_compiler() -> Iterator[None]:
-    """Build robots without MuJoCo's warnings, which it also writes to a file where one works.
-
-    They are about the models that come with gymnasium, which users cannot change.
-    """
+    """Suppress MuJoCo's warnings about gymnasium's models, which it also writes to a log file."""
     import mujoco
 
     before = mujoco.get_mju_user_warning()
@@ -100,31 +67,18 @@ def agent_indices(
     global_categories: Sequence[str] = (),
     agent_one_hot: bool = True,
 ) -> tuple[RowLayout, dict[str, AgentIndices]]:
-    """The layout of a row and, for each group of agents, what it reads and moves.
+    """Compute the layout of a row, and the indices of each group; options as ``MaMujocoEnv``.
 
-    An agent reads its own joints and those up to ``agent_obsk`` edges away in the robot's
-    graph, as gymnasium-robotics has it, then zeros up to the widest agent of its group, then its
-    one-hot among all agents.
-
-    Args:
-        task (str): a key of ``TASKS``.
-
-    Keyword Args:
-        agent_obsk (int, optional): how far an agent sees; ``None`` or ``"full"`` for the state.
-        global_categories (sequence of str): ``"qpos"``, ``"qvel"`` of the root, for all agents.
-        agent_one_hot (bool): whether observations end with the agent's one-hot.
-
-    Raises:
-        ValueError: for an unknown task or option.
+    An observation consists of the agent's joints and those up to ``agent_obsk`` edges away in the
+    robot's graph, as in gymnasium-robotics, zeros up to the largest observation of the group, and
+    the agent's one-hot.
 
     Examples:
         >>> layout, groups = agent_indices("half_cheetah_2x3")
         >>> groups["agents"].actions.tolist()
         [[0, 1, 2], [3, 4, 5]]
-        >>> groups["agents"].observations.shape  # 3 angles, 3 velocities, one-hot
-        (2, 8)
     """
-    full = _check(task, agent_obsk, global_categories)
+    full = _observes_state(task, agent_obsk, global_categories)
     from gymnasium_robotics import mamujoco_v1
 
     robot, partition = TASKS[task]
@@ -141,52 +95,53 @@ def agent_indices(
             global_categories=tuple(global_categories),
         )
     simulator: Any = raw.single_agent_env.unwrapped
-    layout = RowLayout(simulator.observation_space.shape[0], simulator.model.nv)
-    state = np.arange(layout.state)
-    reads = [
-        state if full else _reads(raw.observation_factorization[name], simulator, robot, layout)
-        for name in raw.possible_agents
-    ]
-    moves = [[joint.act_ids for joint in part] for part in raw.agent_action_partitions]
+    size = simulator.observation_space.shape[0]
+    layout = RowLayout(size, size + simulator.model.nv, size + simulator.model.nv + 1)
     names = list(raw.possible_agents)
+    observed = [
+        np.arange(layout.state)
+        if full
+        else _columns(raw.observation_factorization[name], simulator, robot, layout)
+        for name in names
+    ]
+    actions = [[joint.act_ids for joint in part] for part in raw.agent_action_partitions]
     raw.close()
 
     own = _OWN_GROUPS.get(task)
     members = {"agents": range(len(names))} if own is None else {g: [i] for i, g in enumerate(own)}
     groups = {}
     for group, indices in members.items():
-        if len({len(moves[i]) for i in indices}) > 1:
-            sizes = [len(moves[i]) for i in indices]
+        if len({len(actions[i]) for i in indices}) > 1:
+            sizes = [len(actions[i]) for i in indices]
             raise ValueError(f"{task}: agents of group {group!r} have {sizes} actions, not equal.")
-        widest = max(len(reads[i]) for i in indices)
+        width = max(len(observed[i]) for i in indices)
         rows = []
         for i in indices:
-            row = [*reads[i], *[layout.zero] * (widest - len(reads[i]))]
+            row = [*observed[i], *[layout.zero] * (width - len(observed[i]))]
             if agent_one_hot:
                 row += [layout.one if i == j else layout.zero for j in range(len(names))]
             rows.append(row)
         groups[group] = AgentIndices(
             [names[i] for i in indices],
-            np.array([moves[i] for i in indices]),
+            np.array([actions[i] for i in indices]),
             np.array(rows, dtype=np.int64),
         )
     return layout, groups
 
 
-def _reads(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout) -> np.ndarray:
+def _columns(indices: np.ndarray, simulator: Any, robot: str, layout: RowLayout) -> np.ndarray:
     indices = np.asarray(indices, dtype=np.int64)
     if robot != "Walker2d":
         return indices
-    # The state clips this robot's velocities at 10; what gymnasium-robotics shows agents does not.
+    # The state clips this robot's velocities at 10; agents' observations do not.
     first = simulator.observation_structure["qpos"]
-    is_velocity = (indices >= first) & (indices < first + layout.velocities)
+    is_velocity = (indices >= first) & (indices < first + layout.zero - layout.state)
     return np.where(is_velocity, indices - first + layout.state, indices)
 
 
-def _check(task: str, agent_obsk: Any, global_categories: Any) -> bool:
-    """Whether agents see the full state, if the options are right."""
-    if task not in TASKS:
-        raise ValueError(unknown_name("MA-MuJoCo task", task, list(TASKS)))
+def _observes_state(task: str, agent_obsk: Any, global_categories: Any) -> bool:
+    """Check the options; return whether agents observe the full state."""
+    check_known("MA-MuJoCo task", [task], TASKS)
     if isinstance(global_categories, str) or set(global_categories) - set(_GLOBAL_CATEGORIES):
         raise ValueError(
             f"{task}: expected `global_categories` to be a sequence of some of "
@@ -196,7 +151,7 @@ def _check(task: str, agent_obsk: Any, global_categories: Any) -> bool:
         return True
     if isinstance(agent_obsk, bool) or not isinstance(agent_obsk, int) or agent_obsk < 0:
         raise ValueError(
-            f"{task}: expected `agent_obsk` to be an integer >= 0, the number of joints that an "
-            f"agent sees beyond its own, or None or 'full' for the state, got {agent_obsk!r}."
+            f"{task}: expected `agent_obsk` to be an integer >= 0 (a distance), or None or 'full' "
+            f"for the state, got {agent_obsk!r}."
         )
     return False

@@ -12,7 +12,7 @@ from torchrl_agentmixer.envs.drawing import Canvas
 
 
 def climbing() -> torch.Tensor:
-    """Payoffs of the climbing game: optimum 11, reached past a penalty of -30.
+    """Payoffs of the climbing game: the optimum, 11, is next to a penalty of -30.
 
     Claus and Boutilier, 1998, with the payoffs of AgentMixer's appendix
     (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
@@ -25,7 +25,7 @@ def climbing() -> torch.Tensor:
 
 
 def penalty(k: float = -25.0) -> torch.Tensor:
-    """Payoffs of the penalty game: two optima worth 10, ``k`` for mixing them up, 2 for safety.
+    """Payoffs of the penalty game: two optima of 10, ``k`` for miscoordination, 2 for safety.
 
     Claus and Boutilier, 1998, with the payoffs of AgentMixer's appendix
     (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
@@ -41,17 +41,17 @@ def penalty(k: float = -25.0) -> torch.Tensor:
 
 
 def stag_hunt(n_agents: int = 4, *, stag: float = 10.0, alone: float = -5.0) -> torch.Tensor:
-    """The team stag hunt: a stag takes all agents, each hunts it (0) or a hare (1).
+    """Payoffs of the team stag hunt: each agent hunts the stag (action 0) or a hare (1).
 
-    Hares pay 1 each; the stag pays ``stag`` where all hunt it, else each of its hunters loses
-    ``-alone``. Agents that choose at random learn to hunt hares.
+    Each hare pays 1. The team payoff is ``stag`` if all agents hunt the stag; otherwise each of
+    its hunters pays ``alone``. Agents that explore at random learn to hunt hares.
 
     Args:
-        n_agents (int): players.
+        n_agents (int): number of agents.
 
     Keyword Args:
-        stag (float): team payoff where all hunt the stag.
-        alone (float): payoff of each hunter where some do not.
+        stag (float): team payoff if all agents hunt the stag.
+        alone (float): payoff per hunter of the stag if some agents do not hunt it.
 
     Examples:
         >>> stag_hunt(2).tolist()
@@ -65,21 +65,19 @@ def stag_hunt(n_agents: int = 4, *, stag: float = 10.0, alone: float = -5.0) -> 
 
 
 class MatrixGameEnv(TeamEnv):
-    """A one-step game for any number of agents, who all receive ``payoff[a_1, ..., a_n]``.
+    """A one-step game of any number of agents with team reward ``payoff[a_1, ..., a_n]``.
 
-    Observation ``[*B, n, 1]`` and state ``[*B, 1]`` are a constant one. Every episode lasts one
-    step and terminates. Agents with different numbers of actions get an ``action_mask``.
+    Observation ``[*B, n, 1]`` and state ``[*B, 1]`` are the constant 1. Every episode
+    terminates after one step. Agents with different numbers of actions get an ``action_mask``.
 
     Args:
-        payoff (Tensor): ``[K_1, ..., K_n]``, one axis of actions for each agent.
+        payoff (Tensor): ``[K_1, ..., K_n]``, one axis of actions per agent.
 
     Keyword Args:
-        num_envs (int): games played at once.
-        device (optional): where they live.
-        seed (int, optional): accepted for symmetry; the game draws nothing.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
-        ValueError: for a payoff without axes, without entries, or not finite.
+        ValueError: for a payoff without axes or entries, or with NaN or infinity.
 
     Examples:
         >>> env = MatrixGameEnv(climbing(), num_envs=2)
@@ -99,7 +97,7 @@ class MatrixGameEnv(TeamEnv):
         payoff = torch.as_tensor(payoff, dtype=torch.float32)
         if payoff.ndim < 1 or payoff.numel() == 0:
             raise ValueError(
-                "MatrixGameEnv: expected `payoff` with one axis of actions for each agent, "
+                "MatrixGameEnv: expected `payoff` with one axis of actions per agent, "
                 f"[K_1, ..., K_n], got shape {tuple(payoff.shape)}."
             )
         if not payoff.isfinite().all():
@@ -124,33 +122,30 @@ class MatrixGameEnv(TeamEnv):
         return ones, ones[:, 0].clone()
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
-        """The payoffs, the joint action that was played marked: ``[H, W, 3]``, uint8.
+        """Image of the payoffs and the joint action that was taken, ``[H, W, 3]``, uint8.
 
-        Of more than two agents it shows the first two's, at the others' played actions.
+        With more than two agents, payoffs of the first two, given the others' actions.
         """
         played = self._played[env_index].tolist()
-        others = tuple(max(action, 0) for action in played[2:])
-        table = self.payoff.cpu().reshape(self.payoff.shape + (1,) * (2 - min(2, self.n_agents)))
-        table = table[(slice(None), slice(None), *others)]
+        table = self.payoff.cpu()[(..., *(max(action, 0) for action in played[2:]))]
+        table = table.reshape(len(table), -1)  # [K_1, K_2 or 1]
         cell, (rows, columns) = 56, table.shape
         height = rows * cell
         canvas = Canvas(max(columns * cell, 230), height + 36)
         low, high = float(self.payoff.min()), float(self.payoff.max())
         for row in range(rows):
             for column in range(columns):
-                value = float(table[row, column])
-                share = (value - low) / max(high - low, 1e-9)
+                share = (float(table[row, column]) - low) / max(high - low, 1e-9)
                 left, top = column * cell, row * cell
                 canvas.box(
                     (left + 2, top + 2, left + cell - 2, top + cell - 2),
                     fill=(int(235 - 140 * share), int(235 - 40 * share), 235),
                     outline=(200, 30, 30) if [row, column][: self.n_agents] == played[:2] else None,
                 )
-                canvas.text((left + 14, top + 20), f"{value:.3g}")
+                canvas.text((left + 14, top + 20), f"{float(table[row, column]):.3g}")
         if played[0] < 0:
             canvas.text((4, height + 4), "step 0")
         else:
-            reward = float(self.payoff[tuple(played)])
-            canvas.text((4, height + 4), f"step 1   team reward {reward:+.2f}")
+            canvas.caption(height, 1, self.payoff[tuple(played)])
             canvas.text((4, height + 20), f"joint action {played}")
         return canvas.image()

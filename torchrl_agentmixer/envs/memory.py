@@ -1,4 +1,4 @@
-"""What a policy with memory needs of its environment."""
+"""Environments for recurrent policies."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from torchrl.modules.utils import get_primers_from_module
 
 
 def with_memory(env: EnvBase, policy: nn.Module) -> EnvBase:
-    """The environment, carrying the memory of a recurrent policy from step to step.
+    """Add the memory of a recurrent policy to an environment.
 
-    TorchRL's ``InitTracker`` and the policy's own primers: ``"is_init"`` ``[*B, 1]`` is true where
-    an episode starts, and memories are zero there.
+    Appends TorchRL's ``InitTracker``, which writes ``"is_init"`` ``[*B, 1]``, true at the first
+    step of an episode, and the policy's primers, which carry its memory from step to step. The
+    memory is zero where an episode starts.
 
     Args:
         env (EnvBase): a batch of environments.
-        policy (nn.Module): with or without memory; its modules' ``make_tensordict_primer`` say.
+        policy (nn.Module): a policy, recurrent (with ``make_tensordict_primer``) or not.
 
     Returns:
-        EnvBase: ``env`` itself if the policy has no memory, or the environment carries it already.
+        EnvBase: ``env`` itself if the policy is not recurrent or the environment has ``"is_init"``.
 
     Examples:
         >>> from torchrl_agentmixer import AgentMixerPolicy
@@ -33,7 +34,7 @@ def with_memory(env: EnvBase, policy: nn.Module) -> EnvBase:
 
 
 def with_primers(env: EnvBase, primers: Transform | None) -> EnvBase:
-    """The same, by what the policy's modules ask for, which a worker process can be sent."""
+    """As :func:`with_memory`, from the policy's primers, which can be sent to a worker process."""
     if primers is None or "is_init" in env.observation_spec.keys():  # noqa: SIM118
         return env
     env = TransformedEnv(env, InitTracker(), auto_unwrap=False)

@@ -1,4 +1,4 @@
-"""Observations of zero mean and unit variance, by statistics that run with training."""
+"""Observation normalization by running statistics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from torchrl_agentmixer.groups import agent_groups
 
 
 class ObservationNormalizer(VecNormV2):
-    """TorchRL's ``VecNormV2`` for batches of a multi-agent environment, whose statistics last.
+    """TorchRL's ``VecNormV2`` for batched multi-agent environments, with cumulative statistics.
 
-    Mean and variance are those of every entry of every agent over all steps so far, of all
-    environments of the batch; what an earlier observation was divided by does not change later.
-    Statistics that are loaded are written into those there are, so that an environment that
-    shares them keeps up.
+    Each entry of each agent has a mean and a variance over all steps so far of all environments of
+    the batch. Loading statistics updates them in place, also in environments that share them.
 
     Args:
-        in_keys (sequence of NestedKey): what is normalized, in place.
+        in_keys (sequence of NestedKey): entries to normalize, in place.
         **kwargs: as ``VecNormV2``.
 
     Examples:
@@ -37,23 +35,23 @@ class ObservationNormalizer(VecNormV2):
 
     @property
     def statistics(self) -> TensorDict:
-        """``"loc"``, ``"var"`` (the mean of the squares) and ``"count"``, to be shared."""
+        """The shared ``"loc"``, ``"var"`` (mean of squares) and ``"count"``."""
         return TensorDict({"loc": self._loc, "var": self._var, "count": self._count})
 
     def set_container(self, container: Any) -> None:
-        """Become the transform of an environment."""
+        """Attach to an environment, without the warning of ``VecNormV2`` for batches."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*experimental.*")  # of any batch of environments
+            warnings.filterwarnings("ignore", ".*experimental.*")
             super().set_container(container)
 
     def clone(self) -> ObservationNormalizer:
-        """Another one with these statistics, as a further transform of the environment makes it."""
+        """Copy that shares the statistics; TorchRL clones transforms when it nests them."""
         other = super().clone()
         other._loc, other._var, other._count = self._loc, self._var, self._count
         return other
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over statistics, in place."""
+        """Load statistics, in place."""
         if self._loc is None or not state:
             super().set_extra_state(state)
             return
@@ -62,14 +60,13 @@ class ObservationNormalizer(VecNormV2):
             self.statistics.update_(loaded)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                f"ObservationNormalizer: expected the statistics of an environment with the same "
-                f"{self.in_keys} of the same sizes: {error}"
+                f"ObservationNormalizer: expected statistics of {self.in_keys} of the same sizes: "
+                f"{error}"
             ) from error
 
     def _stateful_update(self, data: TensorDictBase) -> None:
         super()._stateful_update(data)
-        # In float32 the mean of the squares of a large constant can be less than its mean squared:
-        # the root of the difference would be NaN.
+        # Rounding of large constants in float32 can give a negative variance, and a NaN scale.
         self._var.update_(self._var.maximum(self._loc.pow(2)))
 
     @torch.no_grad()
@@ -96,10 +93,7 @@ class ObservationNormalizer(VecNormV2):
             self._count[key].copy_(count[key].round())
 
     def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Groups' ``(loc, scale)``, ``[n_agents, o]`` each, as :func:`export_decentralized` asks.
-
-        An actor that was trained on ``(observation - loc) / scale`` takes raw observations then.
-        """
+        """``(loc, scale)`` of each group, ``[n_agents, o]``: `normalization` of exports."""
         loc, scale = self.loc, self.scale
         groups = [key[0] for key in self.in_keys if isinstance(key, tuple)]
         return {
@@ -137,10 +131,10 @@ def merged_statistics(several: Sequence[TensorDictBase]) -> TensorDict:
 
 
 def observation_normalizer(env: EnvBase) -> ObservationNormalizer | None:
-    """What normalizes an environment's observations, or ``None``.
+    """The :class:`ObservationNormalizer` of an environment, or ``None``.
 
     Args:
-        env (EnvBase): with transforms or without.
+        env (EnvBase): an environment, with transforms or without.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -156,16 +150,15 @@ def observation_normalizer(env: EnvBase) -> ObservationNormalizer | None:
 def normalize_observations(
     env: EnvBase, *, like: EnvBase | Mapping[str, Any] | None = None
 ) -> TransformedEnv:
-    """Observations and state of zero mean and unit variance over the whole of training.
+    """Normalize observations and state to zero mean and unit variance.
 
     Args:
         env (EnvBase): a batch of environments with ``group_map``.
 
     Keyword Args:
-        like (EnvBase or mapping, optional): the environment of training, normalized by this
-            function, or the ``state_dict()`` of its :func:`observation_normalizer`. ``env`` is
-            normalized by its statistics, in the first case as they are at the time, and adds
-            nothing to them: as evaluation must.
+        like (EnvBase or mapping, optional): for evaluation: the training environment, normalized
+            by this function, whose current statistics are shared but not updated; or the
+            ``state_dict()`` of its :func:`observation_normalizer`.
 
     Raises:
         ValueError: if ``like`` is not normalized, or has other sizes.
@@ -186,8 +179,8 @@ def normalize_observations(
         training = observation_normalizer(like)
         if training is None:
             raise ValueError(
-                "normalize_observations: expected `like` to be an environment that this function "
-                f"returned, got {type(like).__name__} without an ObservationNormalizer."
+                "normalize_observations: expected `like` to be an environment from this function, "
+                f"got {type(like).__name__} without an ObservationNormalizer."
             )
         statistics = training.statistics
     normalizer = ObservationNormalizer(keys, shared_data=statistics)

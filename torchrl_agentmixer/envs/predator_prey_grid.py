@@ -8,48 +8,47 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_agentmixer._choices import check_at_least, check_values
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas
 
-# Rows and columns moved by each action: down, left, up, right, stay.
+# Row and column offsets of the actions down, left, up, right, stay.
 MOVES = ((1, 0), (0, -1), (-1, 0), (0, 1), (0, 0))
-# A prey draws this many moves before it stays where it is.
+# Moves that a prey samples before it stays.
 TRIES = 5
-# The cell of a prey that is gone: a corner of the wall, which nobody reaches or sees.
+# The cell of a captured prey: a corner of the wall, which is never reached or seen.
 _GONE = 0
 
 
 class PredatorPreyGridEnv(TeamEnv):
-    """Predators must stand next to a prey together; one alone pays a penalty.
+    """Predator-prey on a grid: a capture takes two predators, and one alone pays a penalty.
 
     The grid of AgentMixer's appendix (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_),
     after the predator-prey task of DICG (`arXiv 2006.11438 <https://arxiv.org/abs/2006.11438>`_).
-    In one step the predators move in order, each into a free cell or not at all. Then every living
-    prey counts the predators next to it (not diagonally): two or more catch it for
-    ``capture_reward``; exactly one costs ``penalty``. A prey that lives on draws a move, up to five
-    times until it is one that leads next to no predator, else it stays; a move into a wall or an
-    occupied cell stays. Every step costs ``step_cost``; all rewards are the team's, not one for
-    each agent. The episode terminates when no prey is left, and is truncated after ``max_steps``.
+    In one step the predators move in order, each into a free cell or not at all. Then each living
+    prey counts the predators in the four cells next to it: two or more capture it for
+    ``capture_reward``; exactly one costs ``penalty``. A living prey then samples a move, up to
+    five times, until the move leads next to no predator; otherwise it stays. A move into a wall or
+    an occupied cell has no effect. Every step costs ``step_cost``. All rewards are team rewards.
+    The episode terminates when no prey is left, and is truncated after ``max_steps``.
 
-    An agent observes ``[row, column, view * view cells, time]``, all in [0, 1]: its own position,
-    a 1 wherever a living prey is in the square around it, and the share of ``max_steps`` that has
-    passed. The state is ``[view * view cells of each predator, row, column of each predator, of
-    each prey, alive of each prey, time]``; a prey that is gone has row and column 0. (Without the
-    views a critic has to work out from coordinates who is next to whom, and learns far slower.)
+    An agent observes ``[row, column, view * view cells, time]``, all in [0, 1]: its position, a 1
+    for each cell with a living prey in the square around it, and the share of ``max_steps`` that
+    has passed. The state is ``[view * view cells of each predator, row, column of each predator,
+    of each prey, alive of each prey, time]``; a captured prey has row and column 0. (A critic
+    learns much more slowly from the coordinates alone, without the views.)
 
     Keyword Args:
-        num_envs (int): environments in the batch.
-        grid_size (int): cells of a side.
-        n_predators (int): agents.
-        n_prey (int): prey.
+        grid_size (int): number of rows and of columns.
+        n_predators (int): number of agents.
+        n_prey (int): number of prey.
         penalty (float): team reward when exactly one predator is next to a prey; the paper's P.
-        capture_reward (float): team reward of a catch.
+        capture_reward (float): team reward of a capture.
         step_cost (float): team cost of every step.
         max_steps (int): time limit, in steps.
-        view (int): side of the square an agent sees, odd, in cells.
-        prey_move_probs (sequence of float): of down, left, up, right, stay.
-        device (optional): where the environments live.
-        seed (int, optional): of the environment's generator.
+        view (int): width of the square that an agent observes, odd, in cells.
+        prey_move_probs (sequence of float): probabilities of down, left, up, right, stay.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
         ValueError: for sizes that do not fit, a positive penalty, or probabilities that do not
@@ -78,31 +77,25 @@ class PredatorPreyGridEnv(TeamEnv):
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        sizes = {"n_predators": n_predators, "n_prey": n_prey, "max_steps": max_steps}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"PredatorPreyGridEnv: expected `{name}` >= 1, got {value}.")
-        if grid_size < 2 or n_predators + n_prey > grid_size**2:
-            raise ValueError(
-                "PredatorPreyGridEnv: expected a `grid_size` >= 2 with room for "
-                f"{n_predators} predators and {n_prey} prey, got {grid_size}."
-            )
-        if view < 1 or view % 2 == 0:
-            raise ValueError(f"PredatorPreyGridEnv: expected an odd `view` >= 1, got {view}.")
-        if penalty > 0:
-            raise ValueError(
-                "PredatorPreyGridEnv: expected `penalty` <= 0 (a reward that is added), "
-                f"got {penalty}."
-            )
-        if (
-            len(prey_move_probs) != len(MOVES)
-            or min(prey_move_probs) < 0
-            or abs(sum(prey_move_probs) - 1) > 1e-6
-        ):
-            raise ValueError(
-                "PredatorPreyGridEnv: expected five `prey_move_probs` (down, left, up, right, "
-                f"stay), none negative, that sum to 1, got {tuple(prey_move_probs)}."
-            )
+        name = "PredatorPreyGridEnv"
+        check_at_least(name, 1, n_predators=n_predators, n_prey=n_prey, max_steps=max_steps)
+        total, entities = sum(prey_move_probs), n_predators + n_prey
+        is_distribution = min(prey_move_probs) >= 0 and abs(total - 1) <= 1e-6
+        check_values(
+            name,
+            grid_size=(
+                grid_size,
+                grid_size >= 2 and entities <= grid_size**2,
+                f">= 2, with room for {n_predators} predators and {n_prey} prey",
+            ),
+            view=(view, view >= 1 and view % 2 == 1, ">= 1, odd"),
+            penalty=(penalty, penalty <= 0, "<= 0 (a reward)"),
+            prey_move_probs=(
+                prey_move_probs,
+                len(prey_move_probs) == len(MOVES) and is_distribution,
+                "of down, left, up, right, stay: five numbers >= 0 with sum 1",
+            ),
+        )
         super().__init__(
             n_predators,
             len(MOVES),
@@ -117,7 +110,7 @@ class PredatorPreyGridEnv(TeamEnv):
         self._step_cost = step_cost
         self._rewards = torch.tensor([0.0, penalty, capture_reward], device=self.device)
         self._move_cdf = torch.tensor(prey_move_probs, device=self.device).cumsum(0)[:-1]
-        # Predators, then prey, each the number of its cell: what `_make_tables` says.
+        # Cell numbers of predators, then of prey; see `_make_tables`.
         self._cells = torch.zeros(
             num_envs, n_predators + n_prey, dtype=torch.int64, device=self.device
         )
@@ -127,8 +120,8 @@ class PredatorPreyGridEnv(TeamEnv):
     def _make_tables(self, grid_size: int, view: int) -> None:
         """Number the cells of the grid and of a wall around it, row by row.
 
-        A wall thicker than half the view keeps differences of cell numbers unambiguous: the same
-        difference is the same offset, for all that can be seen.
+        With a wall thicker than half the view, each visible offset has a unique difference of cell
+        numbers.
         """
         half = view // 2
         margin = half + 1
@@ -142,14 +135,12 @@ class PredatorPreyGridEnv(TeamEnv):
         position = torch.stack([row, column], -1) / (grid_size - 1)
         self._position = position.masked_fill(self._is_wall[:, None], 0.0)  # of a cell, in [0, 1]
         self._offset = torch.tensor([r * self._width + c for r, c in MOVES], device=self.device)
-        # What an agent sees at a difference of cell numbers; the last entry is out of view.
+        # View index of each difference of cell numbers; `view * view` is out of view.
         self._seen_at = torch.full((2 * len(number),), view * view, device=self.device)
         span = torch.arange(-half, half + 1, device=self.device)
         differences = (span[:, None] * self._width + span).flatten()
         self._seen_at[differences + len(number)] = torch.arange(view * view, device=self.device)
         self._view_cells = view * view
-
-    # -- dynamics ---------------------------------------------------------------------------------
 
     def _reset_where(self, mask: torch.Tensor) -> None:
         self._cells = torch.where(mask[:, None], self._start(), self._cells)
@@ -157,7 +148,7 @@ class PredatorPreyGridEnv(TeamEnv):
         self._last_reward = torch.where(mask, 0.0, self._last_reward)
 
     def _start(self) -> torch.Tensor:
-        """Distinct random cells; prey next to no predator where the grid has such cells."""
+        """Distinct random cells, with prey next to no predator if the grid has such cells."""
         n_cells = len(self._free_cells)
         chosen = self._rand(*self.batch_size, n_cells).topk(self.n_agents).indices
         predators = self._free_cells[chosen]  # [N, n]
@@ -195,22 +186,20 @@ class PredatorPreyGridEnv(TeamEnv):
     def _first_safe(
         self, cell: torch.Tensor, offsets: torch.Tensor, danger: torch.Tensor
     ) -> torch.Tensor:
-        """Where the first drawn move leads that ends next to no predator; else ``cell``. ``[N]``"""
+        """Target ``[N]`` of the first sampled move that avoids predators; else ``cell``."""
         targets = cell[:, None] + offsets  # [N, TRIES]
         unsafe = (targets[:, :, None] == danger[:, None]).any(-1)
         first = unsafe.long().argmin(-1, keepdim=True)
         return torch.where(unsafe.all(-1), cell, targets.gather(-1, first).squeeze(-1))
 
     def _move(self, k: int, target: torch.Tensor) -> None:
-        """Entity ``k`` goes to ``target`` ``[N]`` where that cell is free, else stays."""
+        """Move entity ``k`` to ``target`` ``[N]`` where that cell is free."""
         blocked = (self._cells == target[:, None]).any(-1) | self._is_wall[target]
         self._cells[:, k] = torch.where(blocked, self._cells[:, k], target)
 
     def _next_to(self, cells: torch.Tensor) -> torch.Tensor:
         """The four cells around each of ``cells`` ``[N, m]``: ``[N, 4 m]``."""
         return (cells.unsqueeze(-1) + self._offset[:4]).flatten(1)
-
-    # -- observation and picture ------------------------------------------------------------------
 
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
         n = self.n_agents
@@ -226,7 +215,7 @@ class PredatorPreyGridEnv(TeamEnv):
         return observation, state
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
-        """Predators (numbered), living prey (red), time and last team reward: ``[H, W, 3]``."""
+        """Image of predators (numbered), living prey (red), step and reward, ``[H, W, 3]``."""
         cell = 48
         size = self.grid_size * cell
         canvas = Canvas(max(size, 200), size + 20)
@@ -240,10 +229,9 @@ class PredatorPreyGridEnv(TeamEnv):
             row, column = number // self._width - self._margin, number % self._width - self._margin
             center = ((column + 0.5) * cell, (row + 0.5) * cell)
             if k < self.n_agents:
-                canvas.disc(center, 0.38 * cell, fill=(60, 110, 190))
+                canvas.shape(center, 0.38 * cell, fill=(60, 110, 190))
                 canvas.text((center[0] - 3, center[1] - 6), str(k), fill=(255, 255, 255))
             else:
-                canvas.disc(center, 0.28 * cell, fill=(205, 60, 50))
-        time, reward = int(self._time[env_index]), float(self._last_reward[env_index])
-        canvas.text((4, size + 4), f"step {time}   team reward {reward:+.2f}")
+                canvas.shape(center, 0.28 * cell, fill=(205, 60, 50))
+        canvas.caption(size, self._time[env_index], self._last_reward[env_index])
         return canvas.image()

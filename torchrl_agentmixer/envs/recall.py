@@ -1,4 +1,4 @@
-"""A cue, a delay, and an action together: what cannot be done without memory."""
+"""A memory task: all agents recall a cue after a delay."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas
 
 
 class RecallEnv(TeamEnv):
-    """All agents must name the cue that they were shown ``delay`` steps ago.
+    """A memory task: every agent must name the cue that it observed ``delay`` steps ago.
 
-    The cue is drawn once for each episode and seen at its first step alone. After ``delay`` blank
-    steps a flag says that it is time to act: the team gets 1 if every agent's action is the cue,
-    else 0, and the episode terminates. Actions before count for nothing. With memory the best
-    return is 1; without, ``1 / n_cues``, for the last observation is always the same.
+    The cue is sampled once per episode and observed at the first step only. After ``delay`` blank
+    steps an observed flag is 1: the team reward is 1 if every agent's action is the cue, else 0,
+    and the episode terminates. Earlier actions have no effect. The best return is 1 with memory
+    and ``1 / n_cues`` without, because the last observation is always the same.
 
     An agent observes ``[cue, one-hot (zeros after the first step); flag]``; the state is ``[cue,
     one-hot; share of the episode that has passed]``.
 
     Keyword Args:
-        num_envs (int): environments in the batch.
-        n_agents (int): agents, each of whom has to remember.
-        n_cues (int): cues, and actions of each agent.
-        delay (int): blank steps between cue and flag.
-        device (optional): where the environments live.
-        seed (int, optional): of the environment's generator.
+        n_agents (int): number of agents.
+        n_cues (int): number of cues, and of actions per agent.
+        delay (int): number of blank steps between cue and flag.
+        num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
-        ValueError: for fewer than one agent, two cues, or a negative delay.
+        ValueError: for less than one agent or two cues, or a negative delay.
 
     Examples:
         >>> env = RecallEnv(num_envs=4, delay=3, seed=0)
@@ -50,10 +49,9 @@ class RecallEnv(TeamEnv):
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        sizes = {"n_agents": (n_agents, 1), "n_cues": (n_cues, 2), "delay": (delay, 0)}
-        for name, (size, least) in sizes.items():
-            if size < least:
-                raise ValueError(f"RecallEnv: expected `{name}` >= {least}, got {size}.")
+        check_at_least("RecallEnv", 1, n_agents=n_agents)
+        check_at_least("RecallEnv", 2, n_cues=n_cues)
+        check_at_least("RecallEnv", 0, delay=delay)
         super().__init__(
             n_agents, n_cues, n_cues + 1, n_cues + 1, num_envs=num_envs, device=device, seed=seed
         )
@@ -80,7 +78,7 @@ class RecallEnv(TeamEnv):
         return seen[:, None].expand(-1, self.n_agents, -1).clone(), state
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
-        """The cues, the right one marked, and the time: ``[H, W, 3]``, uint8."""
+        """Image of the cues, with the correct one in blue, and the step, ``[H, W, 3]``, uint8."""
         cell = 40
         canvas = Canvas(max(self.n_cues * cell, 200), 2 * cell)
         cue, time = int(self._cue[env_index]), int(self._time[env_index])

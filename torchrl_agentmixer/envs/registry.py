@@ -6,33 +6,25 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known, unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS
 from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
-from torchrl_agentmixer.envs.optional import require_vmas
+from torchrl_agentmixer.envs.optional import is_installed, load, require
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
-from torchrl_agentmixer.envs.smax_races import RACES, SCENARIOS
+from torchrl_agentmixer.envs.scenarios import RACE_SCENARIOS, SMAX_SCENARIOS, race_of
 
 Builder = Callable[..., EnvBase]
 Device = torch.device | str | None
 
-# What every builder takes.
+# Arguments of every builder.
 _COMMON = ("self", "num_envs", "device", "seed")
-# Module that the names of a family need.
-_NEEDS = {
-    "mamujoco": "gymnasium_robotics",
-    "smacv2": "smacv2",
-    "smax": "jaxmarl",
-    "vmas": "vmas",
-}
 
 
 def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
@@ -48,41 +40,30 @@ def _stag_hunt(num_envs: int, device: Device, seed: int | None, n_agents: int = 
 
 
 def _mamujoco(task: str, **kwargs: Any) -> EnvBase:
-    from torchrl_agentmixer.envs.mamujoco import MaMujocoEnv
-
-    builder = partial(MaMujocoEnv.__init__, None, task)  # type: ignore[arg-type]
-    _check_options(f"mamujoco/{task}", builder, kwargs)  # type: ignore[arg-type]
-    return MaMujocoEnv(task, **kwargs)
+    cls = load("MaMujocoEnv")
+    _check_options(f"mamujoco/{task}", partial(cls.__init__, None, task), kwargs)
+    return cls(task, **kwargs)
 
 
-def _smacv2(race: str, **kwargs: Any) -> EnvBase:
-    from torchrl_agentmixer.envs.smacv2 import SMACv2TeamEnv
-
-    return SMACv2TeamEnv(race, **kwargs)
+def _smacv2(scenario: str, **kwargs: Any) -> EnvBase:
+    race, n_units, _ = race_of(scenario)  # type: ignore[misc]
+    return load("SMACv2TeamEnv")(race, **{"n_units": n_units, **kwargs})
 
 
 def _smax(scenario: str, **kwargs: Any) -> EnvBase:
-    from torchrl_agentmixer.envs.smax import SmaxEnv
-
-    return SmaxEnv(scenario, **kwargs)
+    return load("SmaxEnv")(scenario, **kwargs)
 
 
 def _vmas_predator_prey(**kwargs: Any) -> EnvBase:
-    require_vmas()
-    from torchrl_agentmixer.envs.predator_prey import make_predator_prey
-
-    _check_options("vmas/predator_prey", make_predator_prey, kwargs)
-    return make_predator_prey(**kwargs)
+    return load("VmasTeamEnv")(load("PredatorPreyScenario")(), **kwargs)
 
 
 def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
-    from torchrl_agentmixer.envs.vmas import VmasTeamEnv
-
     with warnings.catch_warnings():
-        # VMAS warns of options that a scenario does not know; a typo should stop.
+        # VMAS warns about options that a scenario does not know; here they are errors.
         warnings.filterwarnings("error", message="Scenario kwargs", category=UserWarning)
         try:
-            return VmasTeamEnv(name.removeprefix("vmas/"), **kwargs)
+            return load("VmasTeamEnv")(name.removeprefix("vmas/"), **kwargs)
         except UserWarning as warning:
             raise ValueError(f"unknown option of {name}: {warning}") from None
 
@@ -94,29 +75,23 @@ _BUILDERS: dict[str, Builder] = {
     "matrix/climbing": _climbing,
     "matrix/penalty": _penalty,
     "matrix/stag_hunt": _stag_hunt,
-    **{
-        f"smacv2/{race}_{units}_vs_{units}": partial(_smacv2, race, n_units=units)
-        for race in RACES
-        for units in (5, 10)
-    },
-    **{
-        f"smax/{scenario}": partial(_smax, scenario)
-        for scenario in (*SCENARIOS, *(f"{race}_{n}_vs_{n}" for race in RACES for n in (5, 10)))
-    },
+    **{f"smacv2/{name}": partial(_smacv2, name) for name in RACE_SCENARIOS},
+    **{f"smax/{name}": partial(_smax, name) for name in (*SMAX_SCENARIOS, *RACE_SCENARIOS)},
     "memory/recall": RecallEnv,
     "vmas/predator_prey": _vmas_predator_prey,
 }
 
 
 def register_env(name: str, builder: Builder) -> None:
-    """Make ``builder(num_envs=..., device=..., seed=..., **kwargs)`` known under a name.
+    """Add an environment to the registry.
 
     Args:
-        name (str): new; existing names are kept.
-        builder (callable): returns a batched multi-agent environment.
+        name (str): a new name.
+        builder (callable): called as ``builder(num_envs=..., device=..., seed=..., **kwargs)``;
+            returns a batched multi-agent environment.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name exists already.
 
     Examples:
         >>> import torch
@@ -130,15 +105,14 @@ def register_env(name: str, builder: Builder) -> None:
 
 
 def available_envs() -> list[str]:
-    """Names that :func:`make_env` can build; those that need an extra only where it is installed.
+    """Names of the environments whose dependencies are installed.
 
     Examples:
         >>> "grid/predator_prey" in available_envs()
         True
     """
-    installed = {family for family, module in _NEEDS.items() if find_spec(module) is not None}
-    names = {name for name in _BUILDERS if name.partition("/")[0] not in {*_NEEDS} - installed}
-    if "vmas" in installed:
+    names = {name for name in _BUILDERS if is_installed(name.partition("/")[0])}
+    if is_installed("vmas"):
         from torchrl.envs import VmasEnv
 
         names |= {f"vmas/{scenario}" for scenario in VmasEnv.available_envs}
@@ -160,13 +134,13 @@ def make_env(
 
     Keyword Args:
         num_envs (int): environments in the batch.
-        device (optional): where they live.
-        seed (int, optional): of the environments' random numbers.
+        device (optional): device of the environments.
+        seed (int, optional): seed of the environments' random numbers.
         **kwargs: options of this environment.
 
     Raises:
-        ValueError: for an unknown name or option; the message names the nearest one.
-        ImportError: for a missing extra, with the command that installs it.
+        ValueError: for an unknown name or option; the message names the nearest match.
+        ImportError: for a missing dependency, with the install command.
 
     Examples:
         >>> make_env("grid/predator_prey", num_envs=8, penalty=-1.0).batch_size
@@ -177,19 +151,17 @@ def make_env(
         _check_options(name, _BUILDERS[name], kwargs)
         return _BUILDERS[name](**options)
     if name.startswith("vmas/"):
-        require_vmas()
+        require("vmas")
         if name in available_envs():
             return _vmas_scenario(name, **options)
     raise ValueError(unknown_name("environment", name, available_envs()))
 
 
 def _check_options(name: str, builder: Builder, kwargs: dict[str, Any]) -> None:
-    # Of a class, its own `__init__`: the metaclass of TorchRL's environments takes anything.
+    # The `__init__` of a class: the metaclass of TorchRL's environments accepts any argument.
     call = builder.__init__ if isinstance(builder, type) else builder  # type: ignore[misc]
     parameters = inspect.signature(call).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # the builder decides
+        return  # the builder checks its options
     options = [option for option in parameters if option not in _COMMON]
-    for key in kwargs:
-        if key not in options and key not in _COMMON:
-            raise ValueError(unknown_name(f"option of {name}", key, options))
+    check_known(f"option of {name}", [key for key in kwargs if key not in _COMMON], options)

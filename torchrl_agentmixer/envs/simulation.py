@@ -1,4 +1,4 @@
-"""Where a simulation stands: what to save, so that it goes on from there exactly."""
+"""Simulation states: everything needed to resume an environment with equal results."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ State = dict[str, Any]
 
 
 def simulation_state(env: EnvBase) -> State | None:
-    """All that decides how an environment goes on, its random numbers included.
+    """State of a simulation, including its random number generators.
 
-    Environments of this package have it by their own ``simulation_state()``; of transforms, the
-    ``state_dict()`` is taken.
+    Environments of this package have a method ``simulation_state()``. Transforms add their
+    ``state_dict()``.
 
     Args:
         env (EnvBase): an environment, with transforms or without.
 
     Returns:
-        dict: nested, of tensors, numbers and strings, which ``torch.load(weights_only=True)``
-        reads; ``None`` where the environment cannot tell. Transforms can, whatever they are on.
+        dict: nested; of tensors, numbers and strings, which ``torch.load(weights_only=True)``
+        reads. ``None`` if the environment's state is unavailable; under transforms, the entry
+        ``"base"`` is ``None`` then.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -39,28 +40,25 @@ def simulation_state(env: EnvBase) -> State | None:
         True
     """
     if isinstance(env, TransformedEnv):
-        return {
-            "transform": env.transform.state_dict(),
-            "base": simulation_state(env.base_env),
-        }
+        base = simulation_state(env.base_env)
+        return {"transform": env.transform.state_dict(), "base": base}
     if isinstance(env, ParallelEnv | SerialEnv):
-        return None  # each worker has random numbers of its own, which it does not tell
+        return None  # the workers' random states are not available here
     return env.simulation_state() if hasattr(env, "simulation_state") else None
 
 
 def load_simulation_state(env: EnvBase, state: Mapping[str, Any] | None) -> bool:
-    """Bring an environment to where another one stood, of the same kind and size.
+    """Restore the state of a simulation.
 
     Args:
-        env (EnvBase): built as the one whose state it is.
-        state (mapping): what :func:`simulation_state` returned.
+        env (EnvBase): of the same kind and batch size as the environment that was saved.
+        state (mapping): from :func:`simulation_state`.
 
     Returns:
-        bool: whether it goes on exactly as the other would: not where that one could not tell its
-        state, or that under its transforms.
+        bool: whether the environment resumes exactly; false where the state was unavailable.
 
     Raises:
-        ValueError: for the state of an environment of another kind or size.
+        ValueError: for the state of an environment of another kind or batch size.
     """
     if state is None:
         return False
@@ -74,17 +72,11 @@ def load_simulation_state(env: EnvBase, state: Mapping[str, Any] | None) -> bool
 def tensors_within(
     root: Any, modules: tuple[str, ...], known: tuple[Any, ...] = ()
 ) -> Iterator[tuple[Any, Any, str]]:
-    """All places of an object's graph that hold a tensor or nothing, in a fixed order.
+    """Iterate over all tensors and ``None`` values in an object graph, in a fixed order.
 
-    Args:
-        root (object): where to begin.
-        modules (tuple of str): how the modules begin whose objects are looked into, as are lists,
-            tuples and dicts.
-        known (tuple of object): objects not to look into.
-
-    Yields:
-        tuple: what holds it (an object or a list or dict), its attribute, index or key, and the
-        path from the root.
+    Searches lists, tuples, dicts and objects whose module name begins with one of ``modules``,
+    except ``known``. Yields the container (for an object, its ``__dict__``), the index or key in
+    it, and the path from the root.
     """
     seen = {id(one) for one in known}
     pending: list[tuple[Any, str]] = [(root, "")]
@@ -93,35 +85,22 @@ def tensors_within(
         if id(holder) in seen:
             continue
         seen.add(id(holder))
-        entries: Any
-        if isinstance(holder, dict):
-            entries = holder.items()
-        elif isinstance(holder, list | tuple):
-            entries = enumerate(holder)
-        elif isinstance(holder, type):
-            continue
-        elif type(holder).__module__.startswith(modules) and hasattr(holder, "__dict__"):
-            entries = vars(holder).items()
-        else:
-            continue
+        container = holder
+        if not isinstance(holder, dict | list | tuple):
+            if isinstance(holder, type) or not type(holder).__module__.startswith(modules):
+                continue
+            container = getattr(holder, "__dict__", {})
+        entries = container.items() if isinstance(container, dict) else enumerate(container)
         for index, (name, value) in enumerate(entries):
             place = f"{path}.{name if isinstance(name, str) else index}"
             if value is None or isinstance(value, torch.Tensor):
-                yield holder, name, place
+                yield container, name, place
             else:
                 pending.append((value, place))
 
 
-def put(holder: Any, name: Any, value: Any) -> None:
-    """Set an attribute, or an entry of a list or dict."""
-    if isinstance(holder, list | dict):
-        holder[name] = value
-    else:
-        vars(holder)[name] = value
-
-
 def check_names(env: str, got: Iterable[Any], expected: Iterable[Any]) -> None:
-    """Raise a ValueError if a state's entries are not those of the environment."""
+    """Raise a ValueError if the entries of a state differ from those of the environment."""
     differ = sorted(map(str, set(got) ^ set(expected)))
     if differ:
         raise ValueError(
@@ -131,16 +110,16 @@ def check_names(env: str, got: Iterable[Any], expected: Iterable[Any]) -> None:
 
 
 def check_shape(env: str, name: str, got: Any, expected: Any) -> None:
-    """Raise a ValueError if an entry of a state is that of another number of environments."""
+    """Raise a ValueError if an entry of a state has the shape of another batch size."""
     if tuple(got.shape) != tuple(expected.shape):
         raise ValueError(
             f"{env}: expected {name!r} of shape {tuple(expected.shape)} in the simulation state, "
-            f"got {tuple(got.shape)}: it is that of another number of environments."
+            f"got {tuple(got.shape)}: `num_envs` differs."
         )
 
 
 def plain_random_state(state: Any) -> Any:
-    """numpy's or Python's random state with a tensor in place of an array."""
+    """Copy of numpy's or Python's random state with tensors instead of arrays."""
     if isinstance(state, np.ndarray):
         return torch.from_numpy(state.astype(np.int64))
     if isinstance(state, tuple):
@@ -149,7 +128,7 @@ def plain_random_state(state: Any) -> Any:
 
 
 def numpy_random_state(plain: Any) -> Any:
-    """What :func:`plain_random_state` made of ``numpy.random.get_state()``, undone."""
+    """Inverse of :func:`plain_random_state` for ``numpy.random.get_state()``."""
     return tuple(
         part.numpy(force=True).astype(np.uint32) if isinstance(part, torch.Tensor) else part
         for part in plain

@@ -1,4 +1,4 @@
-"""SMACv2, the StarCraft Multi-Agent Challenge on the real game, as one team."""
+"""SMACv2, the StarCraft Multi-Agent Challenge with StarCraft II, as batched environments."""
 
 from __future__ import annotations
 
@@ -14,101 +14,66 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl import torchrl_logger
-from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import ParallelEnv, SerialEnv, SMACv2Env, TransformedEnv
 
-from torchrl_agentmixer._choices import unknown_name
-from torchrl_agentmixer.envs.masks import check_legal, draw_legal_actions
-from torchrl_agentmixer.envs.optional import require_smacv2
+from torchrl_agentmixer._choices import check_at_least, check_known
+from torchrl_agentmixer.envs.base import done_spec, flag_spec
+from torchrl_agentmixer.envs.masks import check_actions, draw_valid_actions
+from torchrl_agentmixer.envs.optional import require
+from torchrl_agentmixer.envs.scenarios import RACES, capability_config
 
-# Unit types and their chances; a team is never made of exceptions alone.
-_TEAMS: dict[str, dict[str, list]] = {
-    "protoss": {"unit_types": ["stalker", "zealot", "colossus"], "weights": [0.45, 0.45, 0.1]},
-    "terran": {
-        "unit_types": ["marine", "marauder", "medivac"],
-        "weights": [0.45, 0.45, 0.1],
-        "exception_unit_types": ["medivac"],
-    },
-    "zerg": {
-        "unit_types": ["zergling", "baneling", "hydralisk"],
-        "weights": [0.45, 0.1, 0.45],
-        "exception_unit_types": ["baneling"],
-    },
-}
-# Where the benchmark's own configurations differ from the defaults of its class.
+# Options of the benchmark's configurations that differ from the defaults of its class.
 _GAME_OPTIONS = {"obs_own_pos": True, "use_unit_ranges": True, "min_attack_range": 2}
-# Options that this module sets itself, under other names.
+# Options that this module sets under other names.
 _OWN_OPTIONS = {"map_name", "capability_config", "seed", "continuing_episode"}
-# Starts of an episode that may fail in a row.
+# Attempts to start an episode.
 _MAX_RESETS = 3
 
 
-def capability_config(race: str, n_units: int, n_enemies: int) -> dict[str, Any]:
-    """What the benchmark's configuration of a race draws anew for every episode.
-
-    Args:
-        race (str): ``"protoss"``, ``"terran"`` or ``"zerg"``.
-        n_units (int): units of the team.
-        n_enemies (int): units against it.
-
-    Examples:
-        >>> capability_config("zerg", 5, 6)["team_gen"]["weights"]
-        [0.45, 0.1, 0.45]
-    """
-    starts = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32}
-    return {
-        "n_units": n_units,
-        "n_enemies": n_enemies,
-        "team_gen": {"dist_type": "weighted_teams", "observe": True, **_TEAMS[race]},
-        "start_positions": starts,
-    }
-
-
 class SMACv2TeamEnv(TransformedEnv):
-    """Games of SMACv2, one StarCraft II process each, as a batch of environments.
+    """A batch of SMACv2 games, with one StarCraft II process per environment.
 
     The benchmark's ``{race}_{n_units}_vs_{n_enemies}`` scenarios (SMACv2:
-    `arXiv 2212.07489 <https://arxiv.org/abs/2212.07489>`_) over TorchRL's ``SMACv2Env``, batched by
+    `arXiv 2212.07489 <https://arxiv.org/abs/2212.07489>`_) on TorchRL's ``SMACv2Env``, batched by
     its ``ParallelEnv``. Each environment writes, for the ``n = n_units`` units of the team,
 
     - ``("agents", "observation")`` ``[*B, n, o]`` and ``"state"`` ``[*B, s]``, float32;
-    - ``("agents", "action_mask")`` ``[*B, n, K]``, the legal actions: 0 no-op, of the dead and only
-      of them, 1 stop, 2 to 5 move north, south, east and west, 6 and above attack that enemy (or
-      heal that ally, for a medivac); and ``("agents", "alive")`` ``[*B, n]``, who may do more than
-      the no-op;
-    - ``"reward"`` ``[*B, 1]``, for damage, kills and victory, at most 20 over an episode but for
-      shields that recover;
-    - ``"battle_won"`` ``[*B, 1]``, true at the last step of an episode that was won;
-    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: a battle that is decided
-      terminates; ``max_steps``, or a game that broke off and was started anew, truncates;
+    - ``("agents", "action_mask")`` ``[*B, n, K]``, the valid actions: 0 no-op, the only valid one
+      of dead units, 1 stop, 2 to 5 move north, south, east and west, 6 and above attack that enemy
+      (a medivac: heal that ally); and ``("agents", "alive")`` ``[*B, n]``;
+    - ``"reward"`` ``[*B, 1]``, for damage, kills and victory: at most 20 per episode, unless
+      enemies' shields recover;
+    - ``"battle_won"`` ``[*B, 1]``, true at the last step of an episode that is won;
+    - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: the end of a battle terminates;
+      ``max_steps``, or a crash of the game, which is restarted, truncates;
 
-    and reads ``("agents", "action")`` ``[*B, n]``, integers. :meth:`rand_action`, and so
-    ``env.rollout(n)``, draws legal actions; where a policy is asked for, hand over
-    ``env.rand_action``.
+    and reads ``("agents", "action")`` ``[*B, n]``, integers. :meth:`rand_action`, which
+    ``env.rollout(n)`` uses, samples valid actions; pass ``env.rand_action`` as a random policy.
 
-    The game starts with the first reset, not before. A seed given by then fixes the game too; a
-    later one fixes teams and starting positions, while the running game keeps its own dice.
+    The first reset starts the game. A seed set before it seeds the game too; a later seed sets
+    teams and starting positions only.
 
     Args:
         race (str): ``"protoss"``, ``"terran"`` or ``"zerg"``.
 
     Keyword Args:
         n_units (int): units of the team.
-        n_enemies (int, optional): units against it; as many by default.
-        num_envs (int): games at once.
+        n_enemies (int, optional): units of the enemy; default: ``n_units``.
+        num_envs (int): number of games.
         max_steps (int): time limit of an episode, in steps.
-        device (optional): where tensordicts live.
-        seed (int, optional): of all games.
-        parallel (bool): several games in several processes, which needs an
-            ``if __name__ == "__main__"`` in scripts; else they wait for one another.
+        device (optional): device of the tensordicts.
+        seed (int, optional): seed of all games.
+        parallel (bool): run each game in a process (scripts then need
+            ``if __name__ == "__main__"``); otherwise one after the other.
         **kwargs: options of ``smacv2.env.StarCraft2Env``, such as ``difficulty`` or ``conic_fov``.
 
     Raises:
-        ImportError: without the package, with the command that installs it.
-        ValueError: for an unknown race or option, a number under 1, or an illegal action; with
-            the agent, the step and what would be legal.
-        RuntimeError: when a game does not start, or fails for good; with scenario and step. Of a
-            game in a process of its own, that process prints it, and TorchRL says that it died.
+        ImportError: without the package, with the install command.
+        ValueError: for an unknown race or option, a number less than 1, or an invalid action; with
+            the agent, the step and the valid actions.
+        RuntimeError: for a game that does not start or that fails; with scenario and step. With
+            ``parallel``, the process prints this error, and TorchRL reports that it died.
 
     Examples:
         >>> env = SMACv2TeamEnv("protoss", num_envs=2, seed=0)  # doctest: +SKIP
@@ -131,14 +96,11 @@ class SMACv2TeamEnv(TransformedEnv):
         parallel: bool = True,
         **kwargs: Any,
     ) -> None:
-        require_smacv2()
-        if race not in _TEAMS:
-            raise ValueError(unknown_name("race", race, _TEAMS))
+        require("smacv2")
+        check_known("race", [race], RACES)
         n_enemies = n_units if n_enemies is None else n_enemies
         sizes = {"n_units": n_units, "n_enemies": n_enemies, "max_steps": max_steps}
-        for name, value in {**sizes, "num_envs": num_envs}.items():
-            if value < 1:
-                raise ValueError(f"SMACv2TeamEnv: expected `{name}` >= 1, got {value}.")
+        check_at_least("SMACv2TeamEnv", 1, **sizes, num_envs=num_envs)
         _check_game_options(kwargs)
         game = partial(_Game, race, **sizes, **_GAME_OPTIONS | kwargs)
         batch = ParallelEnv if parallel and num_envs > 1 else SerialEnv
@@ -150,40 +112,37 @@ class SMACv2TeamEnv(TransformedEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         mask = tensordict.get(("agents", "action_mask"), None)
-        if mask is not None:  # already here: in a process of its own, an error would end it
-            check_legal(
+        if mask is not None:  # checked here: an error in a worker process would end it
+            check_actions(
                 tensordict["agents", "action"],
                 mask,
                 name=f"SMACv2 {self.scenario}",
-                dead_action=0,
                 step=lambda game: self.base_env.steps_taken()[game] + 1,
             )
         return super()._step(tensordict)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        """Write random legal actions by the tensordict's mask; without one, any actions."""
-        if tensordict is None:
-            return super().rand_action()
-        return draw_legal_actions(tensordict)
+        """Write random valid actions; without a tensordict, random actions of any kind."""
+        return super().rand_action() if tensordict is None else draw_valid_actions(tensordict)
 
     def render(self, env_index: int = 0, mode: str = "rgb_array") -> np.ndarray:
-        """SMACv2's picture of one environment, ``[H, W, 3]``, uint8, drawn without a display.
+        """SMACv2's image of one environment, ``[H, W, 3]``, uint8, rendered without a display.
 
         Raises:
-            RuntimeError: where SMACv2 cannot draw; the games go on.
+            RuntimeError: where SMACv2 cannot render; the games are not affected.
         """
         try:
-            # Here, because a failure in a process of its own would end it.
+            # Imported here: an error in a worker process would end it.
             importlib.import_module("smacv2.env.starcraft2.render")
         except Exception as error:
             raise RuntimeError(
-                f"SMACv2 cannot draw here (docs/smacv2.md): {type(error).__name__}: {error}"
+                f"SMACv2 cannot render here (docs/smacv2.md): {type(error).__name__}: {error}"
             ) from error
         return self.base_env.render(mode=mode)[env_index]
 
 
 class _Game(SMACv2Env):
-    """One game, its tensordicts in a team's layout, without a batch dimension."""
+    """One game, without a batch dimension, that writes the keys of :class:`SMACv2TeamEnv`."""
 
     def __init__(
         self, race: str, *, n_units: int, n_enemies: int, max_steps: int, **options: Any
@@ -191,7 +150,7 @@ class _Game(SMACv2Env):
         super().__init__(
             f"10gen_{race}",
             capability_config(race, n_units, n_enemies),
-            continuing_episode=True,  # all it does is to tell a time limit from a lost battle
+            continuing_episode=True,  # so that `info` marks time limits
             device="cpu",
             **options,
         )
@@ -203,10 +162,7 @@ class _Game(SMACv2Env):
     def _make_specs(self, env: Any) -> None:
         super()._make_specs(env)
         self.group_map = {"agents": [f"agent_{i}" for i in range(env.n_agents)]}
-        flag = Categorical(2, shape=(1,), dtype=torch.bool, device=self.device)
-        self.done_spec = Composite(
-            done=flag, terminated=flag.clone(), truncated=flag.clone(), device=self.device
-        )
+        self.done_spec = done_spec(device=self.device)
 
     def _make_observation_spec(self) -> Composite:
         n = self.n_agents
@@ -214,16 +170,15 @@ class _Game(SMACv2Env):
         agents = Composite(
             observation=Unbounded((n, self.get_obs_size()), **options),
             action_mask=Binary(shape=(n, self.n_actions), dtype=torch.bool, **options),
-            alive=Categorical(2, shape=(n,), dtype=torch.bool, **options),
+            alive=flag_spec(n, **options),
             shape=(n,),
             **options,
         )
         state = Unbounded((self.get_state_size(),), **options)
-        battle_won = Categorical(2, shape=(1,), dtype=torch.bool, **options)
-        return Composite(agents=agents, state=state, battle_won=battle_won, **options)
+        return Composite(agents=agents, state=state, battle_won=flag_spec(1, **options), **options)
 
     def _init_env(self) -> None:
-        """Leave the game's start to the first reset: a second one would start it again."""
+        """Do nothing: the first reset starts the game."""
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
@@ -233,13 +188,13 @@ class _Game(SMACv2Env):
         generator = np.random.default_rng(seed)
         for distribution in self._env.env_key_to_distribution_map.values():
             _share_generator(distribution, generator)
-        # SMACv2 also draws from the generators that Python and numpy share with everyone.
+        # SMACv2 also uses the global generators of Python and numpy.
         self._random_state = random.Random(seed).getstate()
         self._numpy_state = np.random.RandomState(seed).get_state()
 
     @contextmanager
     def _playing(self, failure: str) -> Iterator[None]:
-        """Lend Python and numpy this game's random states; say in an error what failed where."""
+        """Swap in this game's global random states, and add scenario and step to errors."""
         others = random.getstate(), np.random.get_state()
         random.setstate(self._random_state)
         np.random.set_state(self._numpy_state)
@@ -260,7 +215,7 @@ class _Game(SMACv2Env):
         with self._playing(failure):
             for _ in range(_MAX_RESETS):
                 restarts = self._env.force_restarts
-                # None: units were missing. A new game: what was returned describes the old one.
+                # None: units are missing. After a restart, the result describes the old game.
                 if self._env.reset() is not None and self._env.force_restarts == restarts:
                     return self._output(terminated=False, truncated=False, battle_won=False)
             raise TimeoutError(f"no units on the map after {_MAX_RESETS} resets in a row")
@@ -269,13 +224,13 @@ class _Game(SMACv2Env):
         self._steps += 1
         with self._playing(f"failed at step {self._steps}"):
             reward, over, info = self._env.step(tensordict["agents", "action"].tolist())
-            broke_off = not info  # the game was lost and started anew: nothing is known of the step
-            if broke_off:
+            crashed = not info  # the game crashed and was restarted; the step is unknown
+            if crashed:
                 torchrl_logger.warning(
-                    f"SMACv2 {self.scenario} broke off at step {self._steps}; "
-                    "the episode is truncated and the game started anew."
+                    f"SMACv2 {self.scenario} crashed at step {self._steps}; "
+                    "the episode is truncated and the game restarted."
                 )
-            truncated = broke_off or info.get("episode_limit", False)
+            truncated = crashed or info.get("episode_limit", False)
             output = self._output(
                 terminated=over and not truncated,
                 truncated=truncated,
@@ -290,7 +245,7 @@ class _Game(SMACv2Env):
     def _output(self, *, terminated: bool, truncated: bool, battle_won: bool) -> TensorDict:
         mask = self._update_action_mask()  # [n, K]
         agents = TensorDict(
-            # Alive is who has more to do than the no-op.
+            # Units are alive that may do more than the no-op.
             {"observation": self.get_obs(), "action_mask": mask, "alive": ~mask[:, 0]},
             batch_size=[self.n_agents],
         )
@@ -320,7 +275,7 @@ class _Game(SMACv2Env):
 
 
 def _share_generator(distribution: Any, generator: np.random.Generator) -> None:
-    """Have a distribution of SMACv2, and those it is made of, draw from one generator."""
+    """Set the generator of a distribution of SMACv2 and of its parts."""
     if hasattr(distribution, "rng"):
         distribution.rng = generator
     for part in vars(distribution).values():
@@ -332,6 +287,4 @@ def _check_game_options(options: dict[str, Any]) -> None:
     import smacv2.env
 
     known = set(inspect.signature(smacv2.env.StarCraft2Env).parameters) - _OWN_OPTIONS
-    for option in options:
-        if option not in known:
-            raise ValueError(unknown_name("option of SMACv2", option, known))
+    check_known("option of SMACv2", options, known)

@@ -1,4 +1,4 @@
-"""Decentralized actors as files: ``torch.export`` programs and ONNX models, with a card."""
+"""Export of decentralized actors as ``torch.export`` programs and ONNX models."""
 
 from __future__ import annotations
 

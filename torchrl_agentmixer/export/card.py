@@ -1,10 +1,9 @@
-"""The card of an export: all that a runtime without this package must know, as JSON."""
+"""The card of an export: a JSON description for runtimes without this package."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ _PACKAGES = ("torchrl_agentmixer", "torch", "torchrl", "tensordict", "onnx", "on
 _LEAVES = ("observation", "action_mask", "memory", "action", "logits", "next_memory")
 
 _MASK_RULE = (
-    "action_mask is true where an action is allowed. At least one must be; forbidden actions are "
-    "never chosen."
+    "action_mask is true for valid actions; at least one must be valid. Masked actions are never "
+    "chosen."
 )
 _MEMORY_RULE = (
-    "Feed `start` everywhere at the first step of every episode, and at each later step the "
-    "next_memory of the step before it."
+    "At the first step of an episode, all entries are `start`; at later steps, the next_memory of "
+    "the step before."
 )
 _NORMALIZATION_RULE = (
-    "Feed observations as the environment writes them: (observation - loc) / scale, where given, "
-    "and layer normalization are inside of the graph."
+    "Observations are those of the environment: (observation - loc) / scale, if given, and layer "
+    "normalization are part of the graph."
 )
 
 
@@ -40,16 +39,20 @@ def agent_card(
     files: dict[str, dict[str, Any]],
     prefix: str = "",
 ) -> dict[str, Any]:
-    """One agent: names, keys, sizes and rules of its inputs and outputs.
+    """Card of one agent: names, keys, sizes and rules of its inputs and outputs.
 
-    Args:
-        actor (AgentActor): the agent.
-        inputs (dict): an example of what its file reads, ``[B, ...]``.
-        outputs (dict): what the file writes then.
-        files (dict): :func:`file_entry` of its files, by format.
-        prefix (str): what the agent's own names in the file begin with.
+    ``inputs`` and ``outputs`` are examples ``[B, ...]`` of those of its file; ``prefix`` begins the
+    agent's names in it.
     """
-    group = actor.group
+    group, memory = actor.group, None
+    if actor.memory_dim:
+        memory = {
+            "input": f"{prefix}memory",
+            "output": f"{prefix}next_memory",
+            "size": actor.memory_dim,
+            "start": 0.0,
+            "rule": _MEMORY_RULE,
+        }
 
     def described(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {
@@ -76,57 +79,46 @@ def agent_card(
             "layer_norm": actor.network.layer_norm,
         },
         "action": _action(actor),
-        "memory": {
-            "input": f"{prefix}memory",
-            "output": f"{prefix}next_memory",
-            "size": actor.memory_dim,
-            "start": 0.0,
-            "rule": _MEMORY_RULE,
-        }
-        if actor.memory_dim
-        else None,
+        "memory": memory,
     }
 
 
 def _action(actor: AgentActor) -> dict[str, Any]:
-    if actor.group.discrete:
-        masked = actor.group.masked
+    group = actor.group
+    if group.discrete:
         return {
             "kind": "discrete",
-            "n_actions": actor.group.action_dim,
+            "n_actions": group.action_dim,
             "rule": "argmax of logits, the first of equal ones",
-            "mask_rule": _MASK_RULE if masked else None,
+            "mask_rule": _MASK_RULE if group.masked else None,
         }
+    low, high = actor.bounds or (None, None)
+    squashed, clamped = "mean, squashed by tanh into the bounds", "mean, clamped to bounds, if any"
     return {
         "kind": "continuous",
-        "size": actor.group.action_dim,
-        "low": actor.bounds[0].tolist() if actor.bounds else None,
-        "high": actor.bounds[1].tolist() if actor.bounds else None,
-        "rule": "mean, squashed by tanh into the bounds"
-        if actor.squashed
-        else "mean, clamped to the bounds where there are any",
+        "size": group.action_dim,
+        "low": None if low is None else low.tolist(),
+        "high": None if high is None else high.tolist(),
+        "rule": squashed if actor.squashed else clamped,
     }
 
 
 def _key(group: str, name: str) -> list[str]:
-    """Where TorchRL's environments and policies have the entry."""
+    """Key of an entry in TorchRL's environments and policies."""
     return ["next", group, "memory"] if name == "next_memory" else [group, name]
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Name, size in bytes and check sum of a file."""
+    """Name, size in bytes and checksum of a file."""
     content = path.read_bytes()
-    return {
-        "name": path.name,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    digest = hashlib.sha256(content).hexdigest()
+    return {"name": path.name, "bytes": len(content), "sha256": digest}
 
 
-def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Versions that the export was made with; packages that are missing are left out."""
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""From a decentralized policy to a folder: files for each agent, and a card."""
+"""Export of a decentralized policy to a folder: one file per agent and format, and a card."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, get_args
 import torch
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_agentmixer.export.actors import Normalization, agent_actors
+from torchrl_agentmixer.export.actors import Normalization, TeamActor, agent_actors
 from torchrl_agentmixer.export.card import SCHEMA, SCHEMA_VERSION, versions
-from torchrl_agentmixer.export.programs import Format, units_of, write_files
+from torchrl_agentmixer.export.programs import Format, Unit, write_files
 from torchrl_agentmixer.export.verification import verify
 from torchrl_agentmixer.policies import AgentMixerPolicy
 
@@ -35,45 +35,44 @@ def export_decentralized(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the actors of a decentralized policy to a folder, each agent's to files of its own.
+    """Export the actors of a decentralized policy to a folder.
 
     ``<group>_<index>.onnx`` is an ONNX model, ``<group>_<index>.pt2`` a ``torch.export`` program.
-    Both take batches of any size, in float32, and hold the parameters of their agent alone.
-    ``card.json`` says what they read and write: names, sizes, normalization, bounds, masks and
-    memory. Inputs are named ``observation`` and, where the agent has them, ``action_mask`` and
-    ``memory``; outputs ``action`` and ``logits`` or ``next_memory``, see :class:`AgentActor`. The
-    action is the mode, as the environment takes it.
+    Both have a dynamic batch size, float32, and the parameters of one agent. ``card.json``
+    describes them: names, sizes, normalization, bounds, masks and memory. Inputs are
+    ``observation`` and, if the agent has them, ``action_mask`` and ``memory``; outputs ``action``
+    and ``logits`` or ``next_memory``, see :class:`AgentActor`. The action is the mode.
 
-    With ``one_file`` the folder holds ``team.onnx`` and ``team.pt2`` instead, for where all agents
-    are in one place, such as a simulator: one call for the team, in which each agent still reads
-    its own inputs alone. Names then begin with the agent's, such as ``agents_0_observation``.
+    With ``one_file`` the folder contains ``team.onnx`` and ``team.pt2``, which compute all agents'
+    actions in one call, for example in a simulator. Each agent still reads its own inputs only,
+    and names have the agent's as prefix, such as ``agents_0_observation``.
 
-    Every file's answers are compared with the policy's on random observations, in which the other
-    agents' differ, before the folder gets its name. The folder is written whole or not at all.
+    The outputs of every file are compared with those of the policy on random observations, with
+    independent ones per agent. The folder is created with all its files or not at all.
 
     Args:
         policy (TensorDictModuleBase): an :class:`AgentMixerPolicy`, or the ``execution_policy`` of
-            a method whose execution is decentralized.
-        path (str or Path): the folder; its parent is made if it is missing.
+            a method with decentralized execution.
+        path (str or Path): the folder; missing parents are created.
 
     Keyword Args:
         formats (sequence of str): ``"onnx"``, which needs the extra ``export``, and ``"torch"``.
-        one_file (bool): all agents in one file, instead of one file each.
+        one_file (bool): one file for all agents, instead of one file per agent.
         normalization (mapping, optional): by group, ``(loc, scale)`` of observations, each
             broadcastable to ``[n_agents, o]``, for a policy that was trained on
-            ``(observation - loc) / scale``. It becomes part of the files.
-        metadata (mapping, optional): what else the card should say, JSON, such as the
+            ``(observation - loc) / scale``. The files contain it.
+        metadata (mapping, optional): additional JSON content of the card, such as the
             environment's name.
         overwrite (bool): replace an earlier export.
 
     Returns:
-        Path: of the card.
+        Path: the card.
 
     Raises:
-        ValueError: for a policy whose execution is not decentralized or that samples its actions,
-            an unknown format or group, or files that do not answer as the policy does.
-        ImportError: without ``onnx`` and ``onnxscript``, with the command that installs them.
-        FileExistsError: if the path exists and ``overwrite`` is not set, or it is no export.
+        ValueError: for a policy that is not decentralized or that samples, an unknown format or
+            group, or files whose outputs differ from the policy's.
+        ImportError: without ``onnx`` and ``onnxscript``, with the install command.
+        FileExistsError: if the path exists, unless it is an export and ``overwrite`` is set.
 
     Examples:
         >>> import tempfile
@@ -97,7 +96,7 @@ def export_decentralized(
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        units = units_of(actors, one_file)
+        units: list[Unit] = [TeamActor(actors).eval()] if one_file else [*actors]
         cards = write_files(units, partial, formats)
         errors = verify(policy, actors, units, partial, formats)
         card = {
@@ -132,11 +131,11 @@ def _check_free(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"{path} exists and is left as it is: expected a new folder, or `overwrite=True`."
+            f"{path} exists and was not changed: expected a new folder, or `overwrite=True`."
         )
     if path.is_symlink() or not (path / CARD).is_file() or _schema(path / CARD) != SCHEMA:
         raise FileExistsError(
-            f"{path} is left as it is: expected an earlier export to overwrite, a folder with a "
+            f"{path} was not changed: expected an earlier export to overwrite, a folder with a "
             f"{CARD} of the schema {SCHEMA!r}."
         )
 
@@ -149,7 +148,7 @@ def _schema(card: Path) -> str | None:
 
 
 def _publish(partial: Path, path: Path, overwrite: bool) -> None:
-    """Give the finished folder its name."""
+    """Rename the complete folder; restore an earlier one if that fails."""
     _check_free(path, overwrite)
     if not path.exists():
         os.rename(partial, path)

@@ -1,4 +1,4 @@
-"""Actors as programs: traced once for agents that are alike, written with each one's parameters."""
+"""Exported programs: traced once per group, written with the parameters of each agent."""
 
 from __future__ import annotations
 
@@ -19,58 +19,56 @@ from torchrl_agentmixer.export.card import agent_card, file_entry
 
 Format = Literal["onnx", "torch"]
 SUFFIX: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
-Unit = AgentActor | TeamActor
-"""What a file holds."""
+Unit = AgentActor | TeamActor  # content of a file
 
 
-def units_of(actors: Sequence[AgentActor], one_file: bool) -> list[Unit]:
-    """What each of the files will hold: one agent, or the team."""
-    return [TeamActor(actors).eval()] if one_file else list(actors)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress warnings and log messages of the exporters."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
-def members(unit: Unit) -> list[AgentActor]:
-    """The agents of a file."""
-    return [unit] if isinstance(unit, AgentActor) else unit.agents
-
-
+@_quiet()
 def write_files(
     units: Sequence[Unit], folder: Path, formats: Sequence[Format]
 ) -> list[dict[str, Any]]:
-    """All files; a group's agents differ in numbers alone, and are traced once."""
+    """Write all files; return the agents' cards. A group's agents differ in parameters only."""
     cards = []
-    for _, alike in itertools.groupby(units, lambda unit: members(unit)[0].group.name):
-        team = list(alike)
-        traced = deepcopy(team[0])
-        inputs = inputs_of(traced, [random_inputs(actor, 3) for actor in members(traced)])
+    for _, group in itertools.groupby(units, lambda unit: unit.agents[0].group.name):
+        alike = list(group)
+        traced = deepcopy(alike[0])
+        inputs = inputs_of(traced, [random_inputs(actor, 3) for actor in traced.agents])
         outputs = traced(**inputs)
         program = _trace(traced, inputs)
         model = _OnnxModel(program, inputs, outputs) if "onnx" in formats else None
-        for unit in team:
-            traced.load_state_dict(unit.state_dict())  # the program's tensors, too
+        for unit in alike:
+            traced.load_state_dict(unit.state_dict())  # shared with the program
             files: dict[str, dict[str, Any]] = {}
             for name in dict.fromkeys(formats):
                 file = folder / f"{unit.name}{SUFFIX[name]}"
-                with _quiet():
-                    if name == "onnx" and model is not None:
-                        model.save(file)
-                    else:
-                        torch.export.save(program, file)
+                if name == "onnx" and model is not None:
+                    model.save(file)
+                else:
+                    torch.export.save(program, file)
                 files[name] = file_entry(file)
-            for actor in members(unit):
-                cards.append(agent_card(actor, inputs, outputs, files, prefix_of(unit, actor)))
+            for actor in unit.agents:
+                cards.append(agent_card(actor, inputs, outputs, files, unit.prefix(actor)))
     return cards
 
 
-def prefix_of(unit: Unit, actor: AgentActor) -> str:
-    """What the agent's names in a file begin with."""
-    return "" if unit is actor else TeamActor.prefix(actor)
-
-
 def inputs_of(unit: Unit, inputs: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A file's inputs out of those of its agents."""
+    """Inputs of a file, from the inputs of its agents."""
     return {
-        f"{prefix_of(unit, actor)}{leaf}": value
-        for actor, own in zip(members(unit), inputs, strict=True)
+        f"{unit.prefix(actor)}{leaf}": value
+        for actor, own in zip(unit.agents, inputs, strict=True)
         for leaf, value in own.items()
     }
 
@@ -78,7 +76,7 @@ def inputs_of(unit: Unit, inputs: Sequence[dict[str, torch.Tensor]]) -> dict[str
 def random_inputs(
     actor: AgentActor, batch: int, generator: torch.Generator | None = None
 ) -> dict[str, torch.Tensor]:
-    """An agent's inputs by name ``[batch, ...]``; each mask allows an action."""
+    """Random inputs of an agent by name, ``[batch, ...]``; masks have at least one valid action."""
     group = actor.group
     inputs = {"observation": torch.randn(batch, group.observation_dim, generator=generator)}
     if group.masked:
@@ -95,9 +93,8 @@ def _trace(unit: Unit, inputs: dict[str, torch.Tensor]) -> torch.export.Exported
     shapes = {name: {0: batch} for name in inputs}
     if isinstance(unit, TeamActor):
         unit.forward = _with_names(unit.forward, inputs)  # type: ignore[method-assign]
-    with _quiet():
-        program = torch.export.export(unit, (), inputs, dynamic_shapes=shapes)
-    for node in program.graph.nodes:  # no paths of this machine in the files
+    program = torch.export.export(unit, (), inputs, dynamic_shapes=shapes)
+    for node in program.graph.nodes:  # stack traces contain local paths
         node.meta.pop("stack_trace", None)
     return program
 
@@ -105,7 +102,7 @@ def _trace(unit: Unit, inputs: dict[str, torch.Tensor]) -> torch.export.Exported
 def _with_names(
     forward: Callable[..., dict[str, torch.Tensor]], names: Iterable[str]
 ) -> Callable[..., dict[str, torch.Tensor]]:
-    """``forward(**inputs)`` with parameters of these names, which ``torch.export`` asks for."""
+    """Give ``forward(**inputs)`` a signature with these names, as ``torch.export`` requires."""
 
     def named(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         return forward(**inputs)
@@ -117,7 +114,7 @@ def _with_names(
 
 
 class _OnnxModel:
-    """A program in ONNX, translated once; :meth:`save` puts the program's parameters in."""
+    """ONNX model of a program, translated once; :meth:`save` inserts the current parameters."""
 
     def __init__(
         self,
@@ -128,19 +125,18 @@ class _OnnxModel:
         self._program = program
         self._options = {"input_names": list(inputs), "output_names": list(outputs)}
         for tensor in program.state_dict.values():
-            tensor.normal_()  # equal ones would be merged, which other agents' need not be
+            tensor.normal_()  # the translation would merge equal tensors
         self._translated = self._translate()
         names = set(self._translated.model.graph.initializers)
         self._complete = set(program.state_dict) <= names
 
     def _translate(self) -> torch.onnx.ONNXProgram:
-        with _quiet():
-            program = torch.onnx.export(
-                self._program,
-                dynamo=True,
-                verbose=False,
-                **self._options,  # type: ignore[arg-type]
-            )
+        program = torch.onnx.export(
+            self._program,
+            dynamo=True,
+            verbose=False,
+            **self._options,  # type: ignore[arg-type]
+        )
         assert program is not None
         return program
 
@@ -149,7 +145,7 @@ class _OnnxModel:
 
         if self._complete:
             self._translated.apply_weights(self._program.state_dict)
-        else:  # some became constants: every agent has its own model
+        else:  # some parameters are folded into constants
             self._translated = self._translate()
         model = self._translated.model_proto
         _clean(model)
@@ -158,7 +154,7 @@ class _OnnxModel:
 
 
 def _clean(model: Any) -> None:
-    """Call the batch's size so, and drop the exporter's notes, half of a small file."""
+    """Name the batch dimension, and remove metadata, half of a small file."""
     graph = model.graph
     values = [*graph.input, *graph.output, *graph.value_info]
     for item in [model, graph, *graph.node, *graph.initializer, *values]:
@@ -167,17 +163,3 @@ def _clean(model: Any) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
                 dim.dim_param = "batch"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on what else could be installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Whether written files answer as the policy does."""
+"""Verification that exported files compute the policy's outputs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_agentmixer.export.actors import AgentActor
-from torchrl_agentmixer.export.programs import (
-    SUFFIX,
-    Format,
-    Unit,
-    inputs_of,
-    members,
-    prefix_of,
-    random_inputs,
-)
+from torchrl_agentmixer.export.programs import SUFFIX, Format, Unit, inputs_of, random_inputs
 
 
 def verify(
@@ -31,10 +23,9 @@ def verify(
     formats: Sequence[Format],
     batch: int = 256,
 ) -> dict[str, float]:
-    """Largest difference of the files' answers from the policy's, by format.
+    """Largest difference between outputs of files and policy, by format.
 
-    Raises:
-        ValueError: if it is larger than rounding explains.
+    A ValueError for differences beyond rounding errors.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = [random_inputs(actor, batch, generator) for actor in actors]
@@ -47,19 +38,19 @@ def verify(
         rest = iter(inputs)
         for unit in units:
             file = folder / f"{unit.name}{SUFFIX[name]}"
-            own = inputs_of(unit, list(itertools.islice(rest, len(members(unit)))))
+            own = inputs_of(unit, list(itertools.islice(rest, len(unit.agents))))
             written = (_run_onnx if name == "onnx" else _run_torch)(file, own)
-            for actor in members(unit):
+            for actor in unit.agents:
                 for leaf, expected in _expected(actor, team).items():
-                    got = written[f"{prefix_of(unit, actor)}{leaf}"]
+                    got = written[f"{unit.prefix(actor)}{leaf}"]
                     error = (got - expected).abs().max().item()
                     errors[name] = max(errors[name], error)
                     if not torch.allclose(got, expected, atol=1e-5, rtol=1e-4):
                         raise ValueError(
-                            f"export: expected {file.name} to write {actor.name}'s {leaf!r} as "
-                            f"the policy does, got values up to {error:.2g} apart: the actor "
-                            "reads more than its agent's own observation, or does what the "
-                            "format cannot."
+                            f"export: expected {file.name} to write {leaf!r} of {actor.name} as "
+                            f"the policy does, got a difference of {error:.2g}: the actor reads "
+                            "more than its agent's own observation, or the format does not "
+                            "support its operations."
                         )
     return errors
 
@@ -67,22 +58,20 @@ def verify(
 def _team_data(
     actors: Sequence[AgentActor], inputs: Sequence[dict[str, torch.Tensor]], batch: int
 ) -> TensorDict:
+    """The policy's input, from the inputs of all agents."""
+    rows: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for actor, own in zip(actors, inputs, strict=True):
+        for leaf, value in own.items():
+            value = actor.normalize(value) if leaf == "observation" else value
+            rows.setdefault((actor.group.name, leaf), []).append(value)
     data = TensorDict({"is_init": torch.zeros(batch, 1, dtype=torch.bool)}, batch_size=[batch])
-    for name in dict.fromkeys(actor.group.name for actor in actors):
-        pairs = [pair for pair in zip(actors, inputs, strict=True) if pair[0].group.name == name]
-        for leaf in pairs[0][1]:
-            data[name, leaf] = torch.stack(
-                [
-                    actor.normalize(own[leaf]) if leaf == "observation" else own[leaf]
-                    for actor, own in pairs
-                ],
-                1,
-            )
+    for key, values in rows.items():
+        data[key] = torch.stack(values, 1)
     return data
 
 
 def _expected(actor: AgentActor, team: TensorDict) -> dict[str, torch.Tensor]:
-    """What the policy wrote for an agent, as its file should."""
+    """The policy's outputs for an agent, by the names of its file."""
     group = actor.group
 
     def own(*key: str) -> torch.Tensor:

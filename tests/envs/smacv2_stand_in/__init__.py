@@ -1,1 +1,1 @@
-"""A folder to put on the path where tests need a package ``smacv2`` and have no game."""
+"""Import path of a stand-in for the package ``smacv2``."""

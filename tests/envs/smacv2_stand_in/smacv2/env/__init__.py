@@ -1,10 +1,9 @@
-"""What ``smacv2.env`` offers, for the maps ``10gen_protoss``, ``10gen_terran`` and ``10gen_zerg``.
+"""Stand-in for ``smacv2.env``, with the maps ``10gen_protoss``, ``10gen_terran``, ``10gen_zerg``.
 
-Kept of SMACv2 (https://github.com/oxwhirl/smacv2): names, signatures and what is returned or
-raised; the sizes and the order of observations and states; which actions are legal; when a battle
-ends and what ``info`` says of it; failed resets, lost games, and where random numbers come from.
-Not kept: the game. Units walk and hit each other on an empty field of 32x32, and a lost connection
-is what a test makes of it.
+As in SMACv2 (https://github.com/oxwhirl/smacv2): names, signatures, return values and errors; sizes
+and order of observations and states; action masks; ends of battles and ``info``; failed resets,
+crashes of the game, and sources of random numbers. The game is replaced by units that move and
+attack on an empty field of 32x32, and tests raise the errors of a lost connection.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class CannotResetException(Exception):
 
 
 class ProtocolError(Exception):
-    """Stands in for pysc2's: the connection to the game is lost."""
+    """Stand-in for pysc2's error: the connection to the game is lost."""
 
 
 class SC2LaunchError(Exception):
-    """Stands in for pysc2's: the game did not start."""
+    """Stand-in for pysc2's error: the game did not start."""
 
 
 @dataclass
@@ -122,7 +121,7 @@ class StarCraft2Env:
     def _launch(self):
         self._end_process()
         self._sc2_proc = object()
-        self._dice = np.random.default_rng(self._seed)  # the game's own
+        self._dice = np.random.default_rng(self._seed)  # random numbers of the game
         StarCraft2Env.games_running += 1
         StarCraft2Env.games_started += 1
 
@@ -242,7 +241,7 @@ class StarCraft2Env:
     def _fighters(side):
         return sum(unit.health > 0 and unit.kind != "medivac" for unit in side.values())
 
-    # What units may do.
+    # Action masks.
 
     def _targets(self, unit):
         return self.agents if unit.kind == "medivac" else self.enemies
@@ -265,7 +264,7 @@ class StarCraft2Env:
     def get_avail_actions(self):
         return [self.get_avail_agent_actions(agent) for agent in range(self.n_agents)]
 
-    # What is seen.
+    # Observations and state.
 
     def _features(self, unit, origin, scale):
         """Relative position, health, shield and type."""
@@ -285,7 +284,7 @@ class StarCraft2Env:
         features = [*available[2:6]]
         others = [other for i, other in self.agents.items() if i != agent_id]
         for index, enemy in self.enemies.items():
-            np.random.rand()  # does it see this enemy? The option's default says yes.
+            np.random.rand()  # SMACv2 draws a number per enemy; by default all are visible
             attackable = available[ACTIONS_NO_ATTACK + index] * (unit.kind != "medivac")
             features += self._seen(unit, enemy, attackable)
         for other in others:
@@ -312,7 +311,7 @@ class StarCraft2Env:
         center = np.full(2, MAP_SIZE / 2)
         state: list[float] = []
         for unit in self.agents.values():
-            features = [0.0, *self._features(unit, center, MAP_SIZE)]  # the first: its cooldown
+            features = [0.0, *self._features(unit, center, MAP_SIZE)]  # first: cooldown
             state += features if unit.health > 0 else [0.0] * len(features)
         for unit in self.enemies.values():
             features = self._features(unit, center, MAP_SIZE)
@@ -349,7 +348,7 @@ class StarCraft2Env:
 
 
 class StarCraftCapabilityEnvWrapper:
-    """A game whose teams and starting positions are drawn anew for every episode."""
+    """A game with random teams and starting positions per episode."""
 
     def __init__(self, **kwargs):
         self.distribution_config = config = kwargs["capability_config"]
@@ -371,7 +370,7 @@ class StarCraftCapabilityEnvWrapper:
                 config |= distribution.generate()
             return self.env.reset(config)
         except CannotResetException:
-            self.reset()  # and None is returned
+            self.reset()  # returns None, as SMACv2
 
     def __getattr__(self, name):
         return getattr(self.env, name)

@@ -1,1 +1,1 @@
-"""The part of SMACv2 that draws."""
+"""Rendering of SMACv2."""

@@ -1,1 +1,1 @@
-"""Importing this is all that drawing needs here; for SMACv2 it may fail, with pygame or PySC2."""
+"""Empty; in SMACv2 this import may fail because of pygame or PySC2."""
