@@ -25,7 +25,7 @@ LAYERS = [
     {"objectives"},
     {"algorithms"},
     {"training"},
-    {"experiment"},
+    {"config", "experiment"},
     {"benchmarl", "diagnostics", "export", "reporting"},
 ]
 MAX_FILE, MAX_FUNCTION = 300, 60

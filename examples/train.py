@@ -30,7 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms import available_algorithms, default_options
-from torchrl_agentmixer.experiment import ExperimentConfig, resumed_config, run
+from torchrl_agentmixer.config import ExperimentConfig, resumed_config
+from torchrl_agentmixer.experiment import run
 from torchrl_agentmixer.reporting import plot_learning_curve, results_table
 from torchrl_agentmixer.training import Interrupted
 

@@ -16,7 +16,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import IGCCoefficients, PolicyModifier
-from torchrl_agentmixer.policies.joint_distribution import make_coefficients, make_joint_module
+from torchrl_agentmixer.policies.joint_distribution import (
+    check_parts,
+    make_coefficients,
+    make_joint_module,
+)
 from torchrl_agentmixer.policies.product import (
     ContinuousDistribution,
     actor_module,
@@ -43,9 +47,9 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     TorchRL's collectors, ``GAE`` and ``ClipPPOLoss`` take it unchanged
     (``loss.set_keys(action=("agents", "action"))``). :meth:`decentralized` is what is deployed.
 
-    With discrete actions the joint policy deviates from the individual policies by noise whose
-    strength is annealed: call :meth:`anneal` after each batch, so that the joint policy ends as the
-    product of the individual policies. With continuous actions the modes are always equal.
+    With discrete actions, call :meth:`anneal` after each batch: the strength of the noise falls,
+    and the joint policy ends as the product of the individual policies. With continuous actions
+    the joint and the individual modes are always equal.
 
     Args:
         groups (sequence of AgentGroup): the agents.
@@ -91,7 +95,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         validate_args: bool | None = None,
         **schedules: Any,
     ) -> None:
-        _check_parts(groups, actors, modifier)
+        check_parts(groups, actors, modifier)
         if not joint and (len(groups) > 1 or modifier.num_components):
             raise ValueError(
                 "AgentMixerPolicy: expected one group and no mixture for `joint=False`, got groups "
@@ -152,7 +156,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey = "state",
         **kwargs: Any,
     ) -> AgentMixerPolicy:
-        """Put a Policy Modifier around an existing TorchRL multi-agent actor; it stays shared.
+        """Put a Policy Modifier around an existing TorchRL multi-agent actor, which is shared.
 
         Args:
             actor (TensorDictModuleBase): writes ``(group, "logits")``, or ``(group, "loc")`` and
@@ -208,7 +212,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def coefficients(self) -> IGCCoefficients | None:
-        """The coefficients of the discrete joint policy; ``None`` without discrete actions."""
+        """Coefficients of the discrete joint policy; ``None`` without discrete actions."""
         return next((m for m in self.module if isinstance(m, IGCCoefficients)), None)
 
     def anneal(self, progress: float) -> None:
@@ -274,29 +278,3 @@ def _features_dim(group: AgentGroup, actors: Sequence[TensorDictModuleBase]) -> 
                 "give its network an integer attribute `features_dim`."
             )
     return 0
-
-
-def _check_parts(
-    groups: Sequence[AgentGroup],
-    actors: Sequence[TensorDictModuleBase],
-    modifier: PolicyModifier,
-) -> None:
-    if not groups:
-        raise ValueError("AgentMixerPolicy: expected at least one group of agents, got none.")
-    written = [key for actor in actors for key in actor.out_keys]
-    for group in groups:
-        missing = [key for key in group.param_keys if key not in written]
-        if missing:
-            raise ValueError(
-                f"AgentMixerPolicy: expected actors that write {group.param_keys}, got actors that "
-                f"write {written}: {missing} missing."
-            )
-    given, expected = (
-        [(group.name, group.n_agents, group.params_dim) for group in side]
-        for side in (modifier.groups, groups)
-    )
-    if given != expected:
-        raise ValueError(
-            "AgentMixerPolicy: expected a PolicyModifier for groups of (name, n_agents, "
-            f"params_dim) {expected}, got one for {given}."
-        )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from tensordict.nn import ProbabilisticTensorDictModule
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 
 from torchrl_agentmixer._choices import unknown_name
@@ -75,3 +75,30 @@ def make_joint_module(
         builder = GroupedDistributionBuilder(classes, kwargs)
     log_prob_key = LOG_PROB_KEY if joint else groups[0].key(LOG_PROB_KEY)
     return probabilistic_module(groups, in_keys, builder, log_prob_key)
+
+
+def check_parts(
+    groups: Sequence[AgentGroup],
+    actors: Sequence[TensorDictModuleBase],
+    modifier: PolicyModifier,
+) -> None:
+    """Raise a ValueError for groups, actors and Modifier that do not fit together."""
+    if not groups:
+        raise ValueError("AgentMixerPolicy: expected at least one group of agents, got none.")
+    written = [key for actor in actors for key in actor.out_keys]
+    for group in groups:
+        missing = [key for key in group.param_keys if key not in written]
+        if missing:
+            raise ValueError(
+                f"AgentMixerPolicy: expected actors that write {group.param_keys}, got actors that "
+                f"write {written}: {missing} missing."
+            )
+    given, expected = (
+        [(group.name, group.n_agents, group.params_dim) for group in side]
+        for side in (modifier.groups, groups)
+    )
+    if given != expected:
+        raise ValueError(
+            "AgentMixerPolicy: expected a PolicyModifier for groups of (name, n_agents, "
+            f"params_dim) {expected}, got one for {given}."
+        )

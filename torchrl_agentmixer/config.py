@@ -1,0 +1,154 @@
+"""Configuration of one training run, and of a resumed run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer.algorithms import resolved_options
+from torchrl_agentmixer.training import EarlyStopping, LoopConfig, RunDirectory
+
+# Fields that a resumed run may change: read at each call, or kept unless they are given.
+PER_CALL = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
+CHANGEABLE = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    """An environment, and the length of training and evaluation in it.
+
+    Args:
+        name: of :func:`~torchrl_agentmixer.envs.available_envs`.
+        num_envs: number of environments in training.
+        total_frames: environment steps of training.
+        frames_per_batch: environment steps of a batch.
+        eval_interval: environment steps between evaluations.
+        eval_envs: number of evaluation episodes.
+        eval_steps: time limit of evaluation episodes.
+        kwargs: options of the environment.
+    """
+
+    name: str
+    num_envs: int
+    total_frames: int
+    frames_per_batch: int
+    eval_interval: int
+    eval_envs: int
+    eval_steps: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class CollectorConfig:
+    """Worker processes that collect (0: the training process), by multiprocessing or Ray."""
+
+    num_workers: int = 0
+    backend: Literal["multiprocessing", "ray"] = "multiprocessing"
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """Configuration of one training run.
+
+    Args:
+        env: environment and length of training.
+        algorithm: ``"name"``, of :func:`~torchrl_agentmixer.algorithms.available_algorithms`, and
+            the hyperparameters that differ from its defaults.
+        seed: seed of the run.
+        device: of the environments and networks.
+        collector: processes that collect.
+        normalize_observations: normalize observations and state by running statistics.
+        num_threads: threads of one process.
+        checkpoint_interval: frames between checkpoints; ``None`` for no checkpoints.
+        keep_checkpoints, max_time, video_interval, early_stopping: as in :class:`LoopConfig`.
+        logger: names of :class:`MetricLoggers`.
+        logger_options: keyword arguments of TorchRL's loggers by name.
+        plots: write an animation of an episode at the end (``examples/train.py``: plots as well).
+        runs: root of the run directories of ``examples/train.py``.
+        resume: run directory to resume.
+        auto_resume: resume the run in the folder if it has checkpoints.
+
+    Examples:
+        >>> import tempfile
+        >>> env = {"name": "matrix/climbing", "num_envs": 10, "total_frames": 40, "eval_envs": 1}
+        >>> env |= {"frames_per_batch": 20, "eval_interval": 40, "eval_steps": 1}
+        >>> values = {"env": env, "algorithm": {"name": "mappo", "epochs": 1}, "plots": False}
+        >>> from torchrl_agentmixer.experiment import run
+        >>> run(ExperimentConfig.from_dict(values), tempfile.mkdtemp())["frames"]
+        40
+    """
+
+    env: EnvConfig
+    algorithm: dict[str, Any]
+    seed: int = 0
+    device: str = "cpu"
+    collector: CollectorConfig = field(default_factory=CollectorConfig)
+    normalize_observations: bool = False
+    num_threads: int = 2
+    checkpoint_interval: int | Literal["eval_interval"] | None = "eval_interval"
+    keep_checkpoints: int = LoopConfig.keep_checkpoints
+    max_time: float | None = LoopConfig.max_time
+    video_interval: int | None = LoopConfig.video_interval
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    logger: str | list[str] | None = None
+    logger_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plots: bool = True
+    runs: str = "runs"
+    resume: str | None = None
+    auto_resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_interval == "eval_interval":
+            self.checkpoint_interval = self.env.eval_interval
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
+        """Build a configuration from nested plain values; a ``ValueError`` for unknown fields."""
+        parts = {"env": EnvConfig, "collector": CollectorConfig, "early_stopping": EarlyStopping}
+        nested = {k: _checked(parts[k], values[k], f"{k}.") for k in parts if k in values}
+        return _checked(cls, {**values, **nested}, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values as JSON represents them, with all hyperparameters of the algorithm."""
+        options = dict(self.algorithm)
+        name = options.pop("name")
+        algorithm = {"name": name, **resolved_options(name, options)}
+        return json.loads(json.dumps(asdict(self) | {"algorithm": algorithm}))
+
+
+def _checked(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    known = [f.name for f in fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ValueError(unknown_name("field", prefix + name, [prefix + k for k in known]))
+    return cls(**values)
+
+
+def saved_config(folder: str | Path) -> ExperimentConfig:
+    """The configuration of the run in a folder."""
+    values = RunDirectory(folder, resume=True, writes=False).saved_config()
+    values.pop("decentralized_execution", None)
+    return ExperimentConfig.from_dict(values)
+
+
+def resumed_config(config: ExperimentConfig, changed: Sequence[str]) -> ExperimentConfig:
+    """The saved configuration of ``config.resume`` with the ``changed`` fields of ``config``."""
+    values, given = saved_config(config.resume or "").to_dict(), config.to_dict()
+    allowed = (*PER_CALL, *CHANGEABLE)
+    for name in changed:
+        if name.partition(".")[0] not in allowed and not name.startswith("algorithm."):
+            raise ValueError(
+                f"{config.resume}: {name!r} cannot change when a run is resumed; expected fields "
+                f"of algorithm, or {', '.join(allowed)}."
+            )
+    for name in (*PER_CALL, *changed):
+        *path, leaf = name.split(".")
+        target, source = values, given
+        for part in path:
+            target, source = target.setdefault(part, {}), source[part]
+        target[leaf] = source[leaf]
+    return ExperimentConfig.from_dict(values)
