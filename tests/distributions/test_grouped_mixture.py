@@ -194,6 +194,13 @@ def test_entropy_and_kl_from_the_individual_policies_are_bounds(masked):
     torch.testing.assert_close(kl_divergence(at_product, product), zero)
 
 
+def test_kl_needs_the_same_groups_in_the_same_order():
+    named = arguments()
+    product = {n: IGCCategorical(named[f"{n}.logits"]) for n in reversed(SIZES)}
+    with pytest.raises(ValueError, match=r"\['scouts', 'tank'\] and \['tank', 'scouts'\]"):
+        kl_divergence(build(), GroupedDistribution(product))
+
+
 def test_kl_trains_mixture_and_individual_policies():
     named = arguments(True)
     unread = "tank.modified_share"  # the share of the first agent counts

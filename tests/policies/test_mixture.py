@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.distributions import GroupedMixture, IGCMixture
-from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.envs import make_env, with_memory
 from torchrl_agentmixer.groups import agent_groups
 from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.policies import AgentMixerPolicy, actor_module, consistency_metrics
@@ -200,3 +201,18 @@ def test_several_groups_end_to_end():
     modes = executed["scouts", "logits"].masked_fill(~allowed, lowest).argmax(-1)
     assert torch.equal(executed["scouts", "action"], modes)
     assert torch.equal(executed["ships", "action"], executed["ships", "logits"].argmax(-1))
+
+
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_groups_with_memory(length):
+    """Sequences of stored memories give the log-probabilities of collection."""
+    env = GroupsEnv((4,), groups=("scouts", "ships"))
+    options = {"hidden": (16,), "memory_dim": 8}
+    policy = AgentMixerPolicy.from_env(env, state_key=STATE, actor_kwargs=options)
+    env = with_memory(env, scramble(policy))
+    data = env.rollout(6, policy, break_when_any_done=False)
+    assert data["next", "ships", "memory"].shape == (4, 6, 1, 8)
+    chunks = data.reshape(-1, length)
+    with set_recurrent_mode(True):
+        log_prob = policy.get_dist(chunks.copy()).log_prob(chunks)
+    torch.testing.assert_close(log_prob, chunks["action_log_prob"], rtol=1e-4, atol=1e-5)

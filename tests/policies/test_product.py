@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModule
 from torch.distributions import Categorical, Normal
 from torchrl.envs import ExplorationType, exploration_type, set_exploration_type
 
+from torchrl_agentmixer.envs import RecallEnv, with_memory
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
 from torchrl_agentmixer.modules import GaussianActor
 from torchrl_agentmixer.policies import Sampled, actor_module, mode_policy, product_policy
@@ -158,6 +159,16 @@ def test_sampled_frequencies_are_the_individual_probabilities():
     probs = masked_logits(product(td.clone())).softmax(-1)[0]
     frequency = torch.nn.functional.one_hot(action, 4).float().mean(0)
     assert ((frequency - probs).abs() <= 5 * (probs * (1 - probs) / 4000).sqrt() + 1e-6).all()
+
+
+def test_sampled_carries_memory():
+    env = RecallEnv(num_envs=4, delay=2, seed=0)
+    groups = agent_groups(env)
+    sampled = Sampled(product_policy(groups, [actor_module(groups[0], memory_dim=8)]))
+    data = with_memory(env, sampled).rollout(4, sampled, break_when_any_done=False)
+    memory, after = data["agents", "memory"], data["next", "agents", "memory"]
+    torch.testing.assert_close(memory[:, 1:], after[:, :-1])
+    assert (after != 0).any()
 
 
 # -- freeze_scales -------------------------------------------------------------------------------
