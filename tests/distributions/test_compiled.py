@@ -39,8 +39,8 @@ def categorical_inputs(n, k):
     return logits, noise, mask
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_categorical(backend):
+def test_categorical():
+    """With generated code; the others stop at the graph, which takes less time."""
     logits, noise, mask = categorical_inputs(2, 4)
     tau, consistency = torch.rand(5, 2, 1) + 0.5, torch.rand(5, 2, 1)
     action = IGCCategorical(logits, noise, mask).sample()
@@ -49,7 +49,7 @@ def test_categorical(backend):
         dist = IGCCategorical(logits, noise, mask, tau, 1.0, consistency)
         return dist.logits, dist.log_prob(action), dist.entropy(), dist.mode
 
-    check(numbers, logits, noise, mask, tau, consistency, action, backend=backend)
+    check(numbers, logits, noise, mask, tau, consistency, action, backend="inductor")
 
 
 @pytest.mark.parametrize("cls", [IGCNormal, IGCTanhNormal])

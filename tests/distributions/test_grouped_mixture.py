@@ -262,14 +262,14 @@ def test_builder_of_one_group_builds_an_igc_mixture():
 
 def test_builder_masks_only_where_it_must():
     """Groups of one size and no masks need no mask; one masked group masks the team."""
-    alike = {"component_logits": torch.zeros(4, 2)}
+    same_sizes = {"component_logits": torch.zeros(4, 2)}
     for name in ("a", "b.c"):
-        alike[f"{name}.logits"] = torch.randn(4, 2, 3)
-        alike[f"{name}.perturbation"] = torch.randn(4, 2, 2, 3)
+        same_sizes[f"{name}.logits"] = torch.randn(4, 2, 3)
+        same_sizes[f"{name}.perturbation"] = torch.randn(4, 2, 2, 3)
     builder = GroupedMixtureBuilder(["a", "b.c"])
-    assert builder(**alike).mixture.mask is None
+    assert builder(**same_sizes).mixture.mask is None
     mask = torch.tensor([True, False, True]).expand(4, 2, 3)
-    masked = builder(**alike, **{"b.c.mask": mask})
+    masked = builder(**same_sizes, **{"b.c.mask": mask})
     assert torch.equal(masked.mixture.mask[:, :2], torch.ones(4, 2, 3, dtype=torch.bool))
     assert torch.equal(masked.mixture.mask[:, 2:], mask)
     assert build().mixture.mask[0].tolist() == [[True] * 3, [True] * 3, [True, True, False]]

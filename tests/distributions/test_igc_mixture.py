@@ -104,7 +104,7 @@ def test_large_teams_mode_is_the_best_of_the_components_modes(masked, monkeypatc
 def test_mode_that_is_the_mode_of_no_component(size):
     """The agents' second choices are the mode, which only enumeration finds."""
     one = torch.tensor([0.55, 0.448, 0.002], dtype=torch.float64)
-    probs = torch.stack([one, one.flip(0)])  # [m, K], alike for both agents
+    probs = torch.stack([one, one.flip(0)])  # [m, K], the same for both agents
     noise = -(1 / probs + math.log(0.95)).expm1().log()  # Eq. 12 solved for u = exp(-1 / p)
     dist = IGCMixture(
         torch.zeros(2, 3, dtype=torch.float64), noise.expand(2, 2, 3), torch.zeros(2).double()

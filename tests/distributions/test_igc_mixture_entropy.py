@@ -1,4 +1,4 @@
-"""Entropy and KL of IGCMixture: bounds on the enumerated numbers, alike for teams of any size."""
+"""Entropy and KL of IGCMixture: bounds of the enumerated values, for teams of any size."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_agent_mixing_does_not_commute_and_reads_every_agent():
     flipped = block(tokens.flip(1)).flip(1)
     assert (flipped - block(tokens)).abs().max() > 1e-2
     for j in range(5):
-        # A change of one channel alone, which LayerNorm does not remove.
+        # A change of one channel only, which LayerNorm does not remove.
         changed = tokens.clone()
         changed[:, j, 0] += 1.0
         difference = (block(changed) - block(tokens)).abs().amax((0, 2))

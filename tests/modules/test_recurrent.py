@@ -151,7 +151,7 @@ def test_compiled_without_graph_breaks(team):
     torch.compiler.reset()
     compiled = torch.compile(actors, fullgraph=True, backend="aot_eager")
     start = env.reset()
-    sequences = env.rollout(12, policy, break_when_any_done=False).reshape(-1, 6)
+    sequences = env.rollout(6, policy, break_when_any_done=False).reshape(-1, 3)
     for data, recurrent in ((start, False), (sequences, True)):
         with set_recurrent_mode(recurrent):
             expected, got = actors(data.copy()), compiled(data.copy())

@@ -54,7 +54,7 @@ def test_continuous_actions_have_no_divergence(distribution):
     assert consistency_metrics(policy, td)["team_mode_agreement"] == 1
 
 
-def test_metrics_leave_the_data_alone():
+def test_metrics_do_not_write_into_the_data():
     policy, td = scouts()
     before = set(td.keys(True, True))
     consistency_metrics(policy, td)
