@@ -1,9 +1,13 @@
-"""The core needs no extra: importing it takes torch, torchrl and tensordict alone."""
+"""Imports: the core needs torch, torchrl and tensordict only, and layers import downwards."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import torchrl_agentmixer
 
 EXTRAS = (
     "arch",
@@ -31,6 +35,19 @@ EXTRAS = (
     "vmas",
     "wandb",
 )
+PACKAGE = Path(torchrl_agentmixer.__file__).parent
+# From the bottom; a module imports from its own part and from lower layers.
+LAYERS = (
+    ("_choices", "distributed", "groups", "schedules"),
+    ("distributions", "envs", "modules"),
+    ("policies",),
+    ("objectives",),
+    ("algorithms",),
+    ("training",),
+    ("experiment",),
+    ("benchmarl", "diagnostics", "export", "reporting"),
+)
+LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 MISSING = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))  # as if not installed\n"
 CORE = """
 from torchrl_agentmixer import AgentMixerPolicy, IGCCategorical, IGCMixture, IGCNormal
@@ -43,9 +60,8 @@ from torchrl_agentmixer.reporting import read_runs, write_report
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
 
 env = make_env("grid/predator_prey", num_envs=2, seed=0)
-for name in available_algorithms():
-    if name != "agent_mixer_sac":
-        make_algorithm(name, env, 100)
+for name in available_algorithms(env):
+    make_algorithm(name, env, 100)
 AgentMixerPolicy.from_env(env)(env.reset())
 """
 HINTS = """
@@ -87,3 +103,49 @@ def test_the_core_needs_no_extra():
 
 def test_a_missing_extra_is_named_with_its_command():
     run(HINTS)
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+def part_of(path):
+    """The part of the package that a file belongs to: a folder, or a module at the top."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Full names of all modules that a file imports, inside of functions as well."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent != PACKAGE or part_of(path) != "__init__"
+]
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(path) for path in FILES} <= set(LEVELS)
+
+
+def test_layers_import_downwards():
+    upwards = []
+    for path in FILES:
+        own = part_of(path)
+        for name in imported(path):
+            package, _, rest = name.partition(".")
+            part = rest.split(".")[0]
+            if package == "torchrl_agentmixer" and part != own and LEVELS[part] >= LEVELS[own]:
+                upwards.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not upwards
+
+
+def test_hydra_is_for_scripts():
+    """Only the BenchMARL plug-in, which Hydra configures, imports it."""
+    users = {part_of(path) for path in FILES for name in imported(path) if "hydra" in name}
+    assert users <= {"benchmarl"}

@@ -1,4 +1,4 @@
-"""Annealing."""
+"""Schedules of coefficients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_agentmixer.algorithms import Schedule, make_algorithm
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.schedules import Schedule, as_schedule
 
 SHARE = st.floats(0, 1)
 
@@ -35,7 +36,22 @@ def test_halfway():
     assert Schedule(1, 0, since=0.2, until=0.6)(0.3) == pytest.approx(0.75)
 
 
-def test_at_once():
+@pytest.mark.parametrize(
+    "value", [0.3, Schedule(0.3, 0.3), {"start": 0.3, "end": 0.3, "until": 0.5}]
+)
+def test_numbers_mappings_and_schedules_are_schedules(value):
+    schedule = as_schedule(value)
+    assert isinstance(schedule, Schedule)
+    assert [schedule(share) for share in (0.0, 0.4, 1.0)] == pytest.approx([0.3] * 3)
+    assert as_schedule(schedule) is schedule
+
+
+def test_unknown_arguments_of_a_schedule():
+    with pytest.raises(TypeError, match="stop"):
+        as_schedule({"start": 1.0, "stop": 0.0})
+
+
+def test_a_change_at_once():
     step = Schedule(1.0, 0.2, since=0.5, until=0.5)
     assert [step(share) for share in (0.0, 0.499, 0.5, 1.0)] == [1.0, 1.0, 0.2, 0.2]
 

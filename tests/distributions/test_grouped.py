@@ -41,7 +41,7 @@ def test_log_prob_entropy_and_kl_are_sums(batch):
     assert team.batch_shape == batch
 
 
-def test_one_sample_for_each_group_in_order():
+def test_one_sample_per_group_in_order():
     torch.manual_seed(3)
     team = GroupedDistribution(parts())
     torch.manual_seed(5)
@@ -62,6 +62,21 @@ def test_log_prob_of_a_tensordict_of_actions():
     torch.testing.assert_close(team.log_prob(tensordict), team.log_prob(*actions))
     reordered = tensordict.select("ships", "tanks", "scouts")
     torch.testing.assert_close(team.log_prob(reordered), team.log_prob(*actions))
+
+
+def test_log_prob_takes_a_sample_of_its_own():
+    """A sample is a tuple, which ``log_prob`` takes as it is or unpacked."""
+    p = parts()
+    team = GroupedDistribution(p)
+    sample = team.sample((6,))
+    assert type(sample) is tuple
+    expected = sum(dist.log_prob(a) for dist, a in zip(p.values(), sample, strict=True))
+    torch.testing.assert_close(team.log_prob(sample), expected)
+    torch.testing.assert_close(team.log_prob(*sample), expected)
+    alone = GroupedDistribution({"scouts": p["scouts"]})
+    torch.testing.assert_close(alone.log_prob(sample[:1]), p["scouts"].log_prob(sample[0]))
+    with pytest.raises(ValueError, match=r"'scouts'.*got 2"):
+        team.log_prob(sample[:2])
 
 
 def test_modes_and_deterministic_samples():
@@ -87,16 +102,6 @@ def test_rsample_where_every_group_has_it():
     torch.testing.assert_close(loc.grad, torch.ones_like(loc))
 
 
-def test_expand():
-    team = GroupedDistribution(parts())
-    big = team.expand((7, 4))
-    assert big.batch_shape == (7, 4)
-    actions = big.sample()
-    assert actions[0].shape == (7, 4, 2)
-    torch.testing.assert_close(big.log_prob(*actions), team.log_prob(*actions))
-    torch.testing.assert_close(big.entropy(), team.entropy().expand(7, 4))
-
-
 def test_errors():
     with pytest.raises(ValueError, match="at least one group"):
         GroupedDistribution({})
@@ -105,7 +110,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"equal batch shapes.*\(4,\).*\(5,\)"):
         GroupedDistribution(p)
     team = GroupedDistribution(parts())
-    with pytest.raises(ValueError, match=r"one action tensor for each of \['scouts'.*got 1"):
+    with pytest.raises(ValueError, match=r"one action tensor per group of \['scouts'.*got 1"):
         team.log_prob(team.sample()[0])
     fewer = parts()
     del fewer["ships"]

@@ -264,56 +264,7 @@ def test_squashed_density_has_no_closed_form_mode():
     assert dist.log_prob((at + 0.5).tanh()) > dist.log_prob(dist.deterministic_sample)
 
 
-# -- distribution contract -----------------------------------------------------------------------
-
-
-@BOTH
-@JOINT
-@pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 5)])
-@pytest.mark.parametrize("n_agents", [1, 3])
-def test_shapes(cls, joint, batch, n_agents):
-    dist = cls(*parameters(batch, n_agents), joint=joint)
-    log_prob_shape = batch if joint else (*batch, n_agents)
-    action_shape = (*batch, n_agents, 2)
-    assert dist.batch_shape == log_prob_shape
-    assert dist.event_shape == ((n_agents, 2) if joint else (2,))
-    assert dist.sample().shape == action_shape
-    assert dist.rsample((6, 2)).shape == (6, 2, *action_shape)
-    assert dist.log_prob(dist.sample((6,))).shape == (6, *log_prob_shape)
-    assert dist.entropy().shape == log_prob_shape
-    assert dist.deterministic_sample.shape == action_shape
-
-
-@BOTH
-@JOINT
-def test_expand(cls, joint):
-    bounds = {} if cls is IGCNormal else {"low": -2.0, "high": torch.tensor([[1.0, 4.0]])}
-    dist = cls(*parameters(), joint=joint, **bounds)
-    shape = (7, *dist.batch_shape)
-    big = dist.expand(shape)
-    assert type(big) is cls
-    assert big.joint is joint
-    assert big.batch_shape == shape
-    assert big.event_shape == dist.event_shape
-    action = big.rsample()
-    assert action.shape == (7, 5, 3, 2)
-    torch.testing.assert_close(big.log_prob(action), dist.log_prob(action))
-    torch.testing.assert_close(big.entropy(), dist.entropy().expand(shape))
-    torch.testing.assert_close(
-        big.deterministic_sample, dist.deterministic_sample.expand(7, 5, 3, 2)
-    )
-    torch.testing.assert_close(
-        kl_divergence(big, dist.expand(shape)), torch.zeros(shape, dtype=torch.float64)
-    )
-
-
-@BOTH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_kept(cls, dtype):
-    dist = cls(*parameters(dtype=dtype))
-    action = dist.rsample()
-    assert action.dtype == dist.log_prob(action).dtype == dist.entropy().dtype == dtype
-    assert dist.deterministic_sample.dtype == dtype
+# -- shapes of parameters -----------------------------------------------------------------------
 
 
 @BOTH
@@ -329,7 +280,7 @@ def test_scale_broadcasts(cls):
     torch.testing.assert_close(narrow.loc, loc)
 
 
-def test_bounds_for_each_agent_and_dimension():
+def test_bounds_per_agent_and_dimension():
     loc, scale = parameters()
     low = torch.tensor([[-1.0, 0.0], [2.0, -3.0], [0.0, 0.5]], dtype=torch.float64)
     high = low + torch.tensor([[2.0, 1.0], [0.5, 6.0], [1.0, 0.25]], dtype=torch.float64)
@@ -385,7 +336,7 @@ def test_scale_of_more_dimensions_than_loc_broadcasts(cls):
 
 
 @BOTH
-def test_values_are_looked_at_by_default_on_the_cpu(cls):
+def test_values_are_checked_by_default_on_the_cpu(cls):
     with pytest.raises(ValueError, match="finite `loc`"):
         cls(LOC + math.nan, ONES)
     assert cls(LOC + math.nan, ONES, validate_args=False).loc.isnan().all()

@@ -88,7 +88,7 @@ def test_no_agent_reads_another_agents_observation(cls, share_params, agent_one_
 
 
 @SHARED
-def test_one_hot_tells_agents_apart(share_params):
+def test_one_hot_makes_agents_differ(share_params):
     same = torch.randn(1, 1, 6).expand(2, 4, 6)
     shared = scramble(CategoricalActor(4, 6, 3, share_params=True))
     logits, _ = shared(same)
@@ -111,13 +111,60 @@ def test_shared_parameters_are_one_set():
     assert count[True] == one + 5 * (2 + 64)
 
 
-def test_gradients_of_one_agent_reach_its_own_network_only():
-    actor = scramble(CategoricalActor(3, 6, 4))
-    logits, _ = actor(torch.randn(5, 3, 6))
-    logits[:, 1].square().sum().backward()
-    for parameter in actor.parameters():
-        assert (parameter.grad[[0, 2]] == 0).all()
-        assert parameter.grad[1].abs().sum() > 0
+MEMORIES = pytest.mark.parametrize("memory_dim", [0, 7], ids=["feed-forward", "recurrent"])
+
+
+def run(actor, observation, unroll=False):
+    """The actor's outputs; with memory, from a random one, in one step or over a sequence."""
+    if not actor.memory_dim:
+        return actor(observation)
+    generator = torch.Generator().manual_seed(0)
+    batch = observation.shape[: -3 if unroll else -2]
+    memory = torch.randn(*batch, actor.n_agents, actor.memory_dim, generator=generator)
+    is_init = torch.zeros(*observation.shape[:-2], 1, dtype=torch.bool)
+    return actor(observation, memory, is_init, unroll=unroll)
+
+
+@ACTORS
+@MEMORIES
+def test_every_parameter_has_an_agent_axis(cls, memory_dim):
+    for name, parameter in cls(3, 6, 4, memory_dim=memory_dim).named_parameters():
+        assert parameter.shape[0] == 3, name
+
+
+@ACTORS
+@MEMORIES
+@pytest.mark.parametrize("unroll", [False, True], ids=["step", "sequence"])
+def test_a_gradient_step_on_one_agents_loss_changes_that_agent_only(cls, memory_dim, unroll):
+    """With separate parameters, agents 1 and 2 keep their parameters and outputs to the bit."""
+    actor = scramble(cls(3, 6, 4, memory_dim=memory_dim))
+    observation = torch.randn(5, 4, 3, 6)
+    before = [output.detach() for output in run(actor, observation, unroll)]
+    start = {name: parameter.detach().clone() for name, parameter in actor.named_parameters()}
+    loss = sum(output[..., 0, :].square().sum() for output in run(actor, observation, unroll))
+    loss.backward()
+    torch.optim.Adam(actor.parameters(), lr=0.1).step()
+    for name, parameter in actor.named_parameters():
+        assert torch.equal(parameter[1:], start[name][1:]), name
+        assert (parameter[0] != start[name][0]).any(), name
+    for old, new in zip(before, run(actor, observation, unroll), strict=True):
+        assert torch.equal(new[..., 1:, :], old[..., 1:, :])
+        assert not torch.equal(new[..., 0, :], old[..., 0, :])
+
+
+@SHARED
+def test_memory_is_normalized_per_agent(share_params):
+    """Features of a recurrent actor are LayerNorm of the memory, with each agent's own weights."""
+    actor = scramble(CategoricalActor(3, 6, 4, memory_dim=7, share_params=share_params))
+    logits, features, memory = run(actor, torch.randn(5, 3, 6))
+    for i in range(3):
+        expected = own_network(
+            actor.memory_norm, i, memory[:, i], input_norm=True, n_hidden=0, last=False
+        )
+        torch.testing.assert_close(features[:, i], expected)
+        head = own_network(actor.head, i, expected, input_norm=False, n_hidden=0, last=True)
+        torch.testing.assert_close(logits[:, i], head)
+    assert actor.features_dim == features.shape[-1] == 7
 
 
 def test_separate_networks_start_apart_and_orthogonal():
@@ -165,7 +212,7 @@ def test_state_dict_round_trip(cls, share_params):
         assert torch.equal(a, b)
 
 
-def test_every_linear_is_followed_as_the_authors_do():
+def test_order_of_layers_is_the_authors():
     net = MultiAgentBody(2, 5, hidden=(4, 3))._build_single_net(
         in_dim=5, hidden=(4, 3), out_dim=2, input_norm=True, out_gain=0.01, device=None
     )

@@ -1,4 +1,4 @@
-"""Memory: the batched GRU against torch's own, its resets, and what carries it through TorchRL."""
+"""Memory: the batched GRU against torch's own, its resets, and how TorchRL carries it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_shapes_are_checked():
 
 
 @pytest.mark.parametrize("cls", [CategoricalActor, GaussianActor])
-def test_an_actor_without_its_memory_says_so(cls):
+def test_an_actor_without_its_memory_raises(cls):
     with pytest.raises(ValueError, match="`memory_dim` is 4, got none"):
         cls(2, 3, 5, memory_dim=4)(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`memory_dim` >= 0, got -1"):
@@ -151,7 +151,7 @@ def test_compiled_without_graph_breaks(team):
     torch.compiler.reset()
     compiled = torch.compile(actors, fullgraph=True, backend="aot_eager")
     start = env.reset()
-    sequences = env.rollout(12, policy, break_when_any_done=False).reshape(-1, 6)
+    sequences = env.rollout(6, policy, break_when_any_done=False).reshape(-1, 3)
     for data, recurrent in ((start, False), (sequences, True)):
         with set_recurrent_mode(recurrent):
             expected, got = actors(data.copy()), compiled(data.copy())

@@ -58,6 +58,54 @@ def test_against_a_transcription(value_key):
     assert actual.item() == pytest.approx(2 * expected.item(), rel=1e-4)
 
 
-def test_a_threshold_that_is_none():
+def example(**kwargs):
+    """A loss, a batch with advantages, and the ratios, which are 1."""
+    torch.manual_seed(0)
+    env = make_env("matrix/climbing", num_envs=64)
+    policy = AgentMixerPolicy.from_env(env)
+    critic = TensorDictModule(torch.nn.Linear(1, 1), ["state"], ["state_value"])
+    loss = make_loss(policy, critic, **kwargs)
+    loss.set_keys(action=("agents", "action"))
+    data = critic(env.rollout(1, policy).reshape(-1)).detach()
+    data["advantage"] = 2 + 3 * torch.randn(64, 1)
+    data["value_target"] = torch.randn(64, 1)
+    return loss, data
+
+
+def test_standardize_replaces_torchrls():
+    """It gets the advantages and ``exclude_dims``; the objective is minus its mean at ratio 1."""
+    calls = []
+
+    def standardize(advantage, exclude_dims):
+        calls.append((advantage.clone(), exclude_dims))
+        return advantage + 10.0
+
+    loss, data = example(standardize=standardize, normalize_advantage=True)
+    out = loss(data)["loss_objective"].item()
+    ((advantage, exclude_dims),) = calls
+    assert torch.equal(advantage, data["advantage"])
+    assert exclude_dims == ()
+    assert out == pytest.approx(-(data["advantage"].mean().item() + 10), rel=1e-4)
+
+
+def test_without_standardize_it_is_torchrls():
+    loss, data = example(normalize_advantage=True)
+    shifted = data.clone()
+    shifted["advantage"] = 5 * data["advantage"] - 7
+    assert loss(data.clone())["loss_objective"].item() == pytest.approx(0.0, abs=1e-5)
+    # At a ratio of 1 the gradient is that of -A log pi with A of mean 0 and deviation 1.
+    gradients = []
+    for batch in (data, shifted):
+        loss.zero_grad()
+        loss(batch.clone())["loss_objective"].backward()
+        grads = [p.grad.flatten() for p in loss.parameters() if p.grad is not None]
+        gradients.append(torch.cat(grads))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    plain, data = example(normalize_advantage=False)
+    expected = -data["advantage"].mean().item()
+    assert plain(data)["loss_objective"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_thresholds_are_positive():
     with pytest.raises(ValueError, match="expected `huber_delta` > 0, got 0"):
         HuberPPOLoss(None, None, huber_delta=0.0)

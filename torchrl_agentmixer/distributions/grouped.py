@@ -169,10 +169,7 @@ class GroupedMixture(GroupedDistribution):
 
 @register_kl(GroupedDistribution, GroupedDistribution)
 def _kl_grouped(p: GroupedDistribution, q: GroupedDistribution) -> torch.Tensor:
-    if p.names != q.names:
-        raise ValueError(
-            f"kl_divergence: expected the same groups on both sides, got {p.names} and {q.names}."
-        )
+    _check_same_groups(p, q)
     terms = [
         kl_divergence(p.distributions[name], q.distributions[name]) for name in p.distributions
     ]
@@ -182,8 +179,16 @@ def _kl_grouped(p: GroupedDistribution, q: GroupedDistribution) -> torch.Tensor:
 @register_kl(GroupedMixture, GroupedDistribution)
 def _kl_grouped_mixture(p: GroupedMixture, q: GroupedDistribution) -> torch.Tensor:
     """Upper bound, for groups of :class:`IGCCategorical`; see :func:`kl_to_product`."""
+    _check_same_groups(p, q)
     logits = [dist.logits for dist in q.distributions.values()]  # type: ignore[attr-defined]
     return kl_to_product(p.mixture, join_agents(logits, torch.finfo(logits[0].dtype).min))
+
+
+def _check_same_groups(p: GroupedDistribution, q: GroupedDistribution) -> None:
+    if p.names != q.names:
+        raise ValueError(
+            f"kl_divergence: expected the same groups on both sides, got {p.names} and {q.names}."
+        )
 
 
 class GroupedDistributionBuilder:

@@ -1,4 +1,4 @@
-"""Critics and the annealed coefficients."""
+"""Critics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torchrl.modules import ValueNorm
 from torchrl_agentmixer.modules import (
     CentralCritic,
     DecentralizedCritic,
-    IGCCoefficients,
     JointActionCritic,
     value_module,
 )
@@ -66,37 +65,6 @@ def test_value_module_with_value_norm_works_in_the_unit_of_the_return():
     raw = value_module(critic, ("nested", "state"), ("nested", "value"))(td.clone())
     norm = value_module(critic, ("nested", "state"), ("nested", "value"), Mirror(shape=1))
     torch.testing.assert_close(norm(td)["nested", "value"], 3 * raw["nested", "value"] + 10)
-
-
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
-def test_coefficients_are_written_and_changed_in_place(batch):
-    write = IGCCoefficients(["a", "b"], strength=0.5, consistency=0.0)
-    td = TensorDict(
-        {
-            "a": TensorDict({"logits": torch.zeros(*batch, 3, 5, dtype=torch.float64)}, batch),
-            "b": TensorDict({"logits": torch.zeros(*batch, 2, 4)}, batch),
-        },
-        batch,
-    )
-    held = write.strength
-    write.set(strength=0.25)
-    assert held is write.strength
-    out = write(td)
-    assert out["a", "strength"].shape == (*batch, 3, 1)
-    assert out["b", "consistency"].shape == (*batch, 2, 1)
-    assert out["a", "strength"].dtype == torch.float64
-    assert (out["a", "strength"] == 0.25).all()
-    assert (out["b", "consistency"] == 0.0).all()
-    assert set(write.state_dict()) == {"strength", "consistency"}
-    with pytest.raises(ValueError, match=r"\['strength', 'consistency'\], got 'temperature'"):
-        write.set(temperature=1.0)
-
-
-def test_coefficients_of_a_past_rollout_do_not_change_with_the_buffers():
-    write = IGCCoefficients(["a"], strength=1.0)
-    td = write(TensorDict({"a": {"logits": torch.zeros(4, 3, 5)}}, [4]))
-    write.set(strength=0.0)
-    assert (td["a", "strength"] == 1.0).all()
 
 
 def test_joint_action_critic_reads_state_and_all_actions():

@@ -1,4 +1,4 @@
-"""MixerBlock and PolicyModifier against a plain transcription of Eq. 5."""
+"""PolicyModifier against a plain transcription; its keys and options."""
 
 from __future__ import annotations
 
@@ -6,160 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules import MixerBlock, PolicyModifier
+from torchrl_agentmixer.modules import PolicyModifier
+
+from .eq_5 import modifier_by_hand, scramble
 
 BATCHES = pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 1, 4)])
-
-
-# -- transcription of Eq. 5 ----------------------------------------------------------------------
-
-
-def layer_norm(x, weight, bias):
-    centered = x - x.mean(-1, keepdim=True)
-    return centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
-
-
-def linear(x, weight, bias):
-    return torch.einsum("...i,oi->...o", x, weight) + bias
-
-
-def encoder(x, p, name):
-    """Linear, ReLU, LayerNorm."""
-    x = linear(x, p[f"{name}.0.weight"], p[f"{name}.0.bias"])
-    return layer_norm(x.clamp(min=0), p[f"{name}.2.weight"], p[f"{name}.2.bias"])
-
-
-def mixing(x, p, name):
-    """Linear, ReLU, LayerNorm, Linear."""
-    return linear(encoder(x, p, name), p[f"{name}.3.weight"], p[f"{name}.3.bias"])
-
-
-def eq_5(tokens, p):
-    """``H + W2 s(W1 LN(H))`` over agents, then over channels."""
-    normed = layer_norm(tokens, p["agent_norm.weight"], p["agent_norm.bias"])
-    tokens = tokens + mixing(normed.transpose(-1, -2), p, "agent_mixing").transpose(-1, -2)
-    normed = layer_norm(tokens, p["channel_norm.weight"], p["channel_norm.bias"])
-    return tokens + mixing(normed, p, "channel_mixing")
-
-
-def modifier_by_hand(modifier, state, per_group):
-    """Section "Policy Modifier" of the paper, agent by agent; ``per_group``: (params, features)."""
-    p = dict(modifier.named_parameters())
-    n_agents = sum(group.n_agents for group in modifier.groups)
-    context = encoder(state, p, "state_encoder")
-    tokens = []
-    for g, (params, features) in enumerate(per_group):
-        for i in range(params.shape[-2]):
-            one_hot = torch.zeros(*state.shape[:-1], n_agents, dtype=state.dtype)
-            one_hot[..., len(tokens)] = 1
-            parts = [context, encoder(params[..., i, :], p, f"params_encoders.{g}"), one_hot]
-            if features is not None:
-                parts.append(features[..., i, :])
-            tokens.append(encoder(torch.cat(parts, -1), p, f"token_encoders.{g}"))
-    block = {k.removeprefix("block."): v for k, v in p.items() if k.startswith("block.")}
-    mixed = eq_5(torch.stack(tokens, -2), block)
-    mixed = layer_norm(mixed, p["norm.weight"], p["norm.bias"])
-    outputs, first = [], 0
-    for g, group in enumerate(modifier.groups):
-        own = mixed[..., first : first + group.n_agents, :]
-        first += group.n_agents
-        x = linear(own, p[f"heads.{g}.weight"], p[f"heads.{g}.bias"])
-        if not group.discrete:
-            c, gain = modifier.options.scale_bound, modifier.options.scale_gain
-            x = c / (1 + torch.exp(-gain * x))
-        elif modifier.num_components:
-            x = torch.stack(x.split(group.action_dim, -1), -2)
-        outputs.append(x)
-    if modifier.num_components:
-        of_team = sum(mixed.unbind(-2)) / n_agents
-        outputs.append(linear(of_team, p["component_head.weight"], p["component_head.bias"]))
-    return tuple(outputs)
-
-
-def scramble(module):
-    """Parameters that no layer leaves out: neither zero biases nor unit weights."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, 0.1, 0.4)
-    return module.double()
-
-
-# -- mixer block ---------------------------------------------------------------------------------
-
-
-@BATCHES
-@pytest.mark.parametrize("n_agents", [1, 3, 50])
-def test_mixer_block_is_eq_5(batch, n_agents):
-    block = scramble(MixerBlock(n_agents, channels=8))
-    tokens = torch.randn(*batch, n_agents, 8, dtype=torch.float64)
-    expected = eq_5(tokens, dict(block.named_parameters()))
-    torch.testing.assert_close(block(tokens), expected)
-    assert block(tokens).shape == tokens.shape
-
-
-def test_mixer_block_hidden_widths():
-    block = MixerBlock(3, 64)
-    assert block.agent_mixing[0].weight.shape == (32, 3)
-    assert block.channel_mixing[0].weight.shape == (256, 64)
-    block = MixerBlock(3, 64, agent_hidden=5, channel_hidden=7)
-    assert block.agent_mixing[3].weight.shape == (3, 5)
-    assert block.channel_mixing[3].weight.shape == (64, 7)
-    assert MixerBlock(2, 1)(torch.zeros(2, 1)).shape == (2, 1)
-
-
-def without_agent_mixing(block):
-    torch.nn.init.zeros_(block.agent_mixing[3].weight)
-    torch.nn.init.zeros_(block.agent_mixing[3].bias)
-    return block
-
-
-CHANNELS_ONLY = without_agent_mixing(scramble(MixerBlock(5, 8)))
-
-
-@settings(max_examples=25, deadline=None)
-@given(permutation=st.permutations(range(5)), seed=st.integers(0, 2**31))
-def test_channel_mixing_commutes_with_permutations_of_agents(permutation, seed):
-    block = CHANNELS_ONLY
-    torch.manual_seed(seed)
-    tokens = torch.randn(2, 5, 8, dtype=torch.float64)
-    permuted = block(tokens[:, list(permutation)])
-    torch.testing.assert_close(permuted, block(tokens)[:, list(permutation)])
-    # Each agent on its own: another agent's token is not read.
-    changed = tokens.clone()
-    changed[:, 1:] = torch.randn_like(tokens[:, 1:]) * 100
-    torch.testing.assert_close(block(changed)[:, 0], block(tokens)[:, 0])
-
-
-def test_agent_mixing_does_not_commute_and_reads_every_agent():
-    block = scramble(MixerBlock(5, 8))
-    tokens = torch.randn(2, 5, 8, dtype=torch.float64)
-    flipped = block(tokens.flip(1)).flip(1)
-    assert (flipped - block(tokens)).abs().max() > 1e-2
-    for j in range(5):
-        # A change of one channel alone, which LayerNorm does not remove.
-        changed = tokens.clone()
-        changed[:, j, 0] += 1.0
-        difference = (block(changed) - block(tokens)).abs().amax((0, 2))
-        assert (difference > 1e-9).all()
-
-
-def test_agent_mixing_runs_for_each_channel_on_its_own():
-    """With the norms' effect removed, channel c of agent-mixing depends on channel c only."""
-    block = scramble(MixerBlock(4, 6))
-    normed = torch.randn(4, 6, dtype=torch.float64)
-    changed = normed.clone()
-    changed[:, 2] += 1.0
-    difference = (block.agent_mixing(changed.mT) - block.agent_mixing(normed.mT)).mT.abs()
-    assert (difference[:, 2] > 0).all()
-    assert (difference[:, [0, 1, 3, 4, 5]] == 0).all()
-
-
-# -- policy modifier -----------------------------------------------------------------------------
 
 
 def group(name, n_agents, action_dim, discrete=True):
