@@ -14,6 +14,7 @@ test: lint types unit
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python benchmarks/structure.py
 
 types: $(STAMP)
 	$(BIN)/mypy

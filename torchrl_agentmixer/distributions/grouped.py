@@ -15,7 +15,28 @@ from torchrl_agentmixer.distributions.igc_mixture import IGCMixture, kl_to_produ
 Actions = Any  # one tensor per group, a tuple of them, or a tensordict
 
 
-class GroupedDistribution(Distribution):
+class _Grouped(Distribution):
+    """Common part of distributions whose samples are tuples with one tensor per group."""
+
+    arg_constraints: ClassVar[dict] = {}
+    names: list[str]
+
+    def _per_group(self, actions: Sequence[Actions]) -> Sequence[torch.Tensor]:
+        """One action tensor per group out of what ``log_prob`` accepts."""
+        given: Any = actions
+        if len(actions) == 1 and isinstance(actions[0], tuple):
+            given = actions[0]
+        elif len(actions) == 1 and isinstance(actions[0], TensorDictBase):
+            given = [actions[0].get((name, "action")) for name in self.names]
+        if len(given) != len(self.names):
+            raise ValueError(
+                f"{type(self).__name__}: expected one action tensor per group of {self.names}, "
+                f"got {len(given)}."
+            )
+        return given
+
+
+class GroupedDistribution(_Grouped):
     """Distributions of several groups, independent given the state, as one distribution.
 
     A sample is a tuple with one tensor per group. Log-probability and entropy are one number per
@@ -40,8 +61,6 @@ class GroupedDistribution(Distribution):
         >>> scouts.shape, tanks.shape, team.log_prob(scouts, tanks).shape
         (torch.Size([4, 2]), torch.Size([4, 3, 2]), torch.Size([4]))
     """
-
-    arg_constraints: ClassVar[dict] = {}
 
     def __init__(self, distributions: Mapping[str, Distribution]) -> None:
         if not distributions:
@@ -95,22 +114,8 @@ class GroupedDistribution(Distribution):
             {name: dist.expand(shape) for name, dist in self.distributions.items()}
         )
 
-    def _per_group(self, actions: Sequence[Actions]) -> Sequence[torch.Tensor]:
-        """One action tensor per group out of what ``log_prob`` accepts."""
-        given: Any = actions
-        if len(actions) == 1 and isinstance(actions[0], tuple):
-            given = actions[0]
-        elif len(actions) == 1 and isinstance(actions[0], TensorDictBase):
-            given = [actions[0].get((name, "action")) for name in self.names]
-        if len(given) != len(self.names):
-            raise ValueError(
-                f"{type(self).__name__}: expected one action tensor per group of {self.names}, "
-                f"got {len(given)}."
-            )
-        return given
 
-
-class GroupedMixture(GroupedDistribution):
+class GroupedMixture(_Grouped):
     """One :class:`IGCMixture` over the agents of several groups: one component per team.
 
     Groups may have different numbers of actions. The mixture sees all agents on one axis, with the
@@ -133,7 +138,7 @@ class GroupedMixture(GroupedDistribution):
         self.mixture = mixture
         self.n_agents = dict(n_agents)
         self.names = list(n_agents)
-        Distribution.__init__(self, mixture.batch_shape, validate_args=False)
+        super().__init__(mixture.batch_shape, validate_args=False)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -264,9 +269,11 @@ class GroupedMixtureBuilder:
         logits = [group["logits"] for group in groups]
         joined: dict[str, Any] = {"logits": join_agents(logits, 0.0)}
         joined["perturbation"] = join_agents([g["perturbation"] for g in groups], 0.0, dim=-3)
-        if any("mask" in group for group in groups) or len({x.shape[-1] for x in logits}) > 1:
-            masks = [group.get("mask", torch.ones_like(group["logits"]).bool()) for group in groups]
-            joined["mask"] = join_agents(masks, False)
+        masks = [group.get("mask") for group in groups]
+        if any(mask is not None for mask in masks) or len({x.shape[-1] for x in logits}) > 1:
+            pairs = zip(masks, logits, strict=True)
+            full = [torch.ones_like(x).bool() if mask is None else mask for mask, x in pairs]
+            joined["mask"] = join_agents(full, False)
         for name in ("temperature", "strength", "consistency", "modified_share"):
             if name in groups[0]:
                 joined[name] = torch.cat([group[name] for group in groups], -2)
