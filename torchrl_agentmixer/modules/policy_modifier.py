@@ -248,14 +248,15 @@ class PolicyModifier(TensorDictModuleBase):
         mixed = self.norm(self.block(torch.cat(tokens, -2)))  # [*B, n_total, d]
         per_group = mixed.split([group.n_agents for group in self.groups], dim=-2)
         outputs = tuple(
-            self._output(group, head(x))
+            self.output(group, head(x))
             for group, head, x in zip(self.groups, self.heads, per_group, strict=True)
         )
         if self.component_head is None:
             return outputs
         return *outputs, self.component_head(mixed.mean(-2))
 
-    def _output(self, group: AgentGroup, x: torch.Tensor) -> torch.Tensor:
+    def output(self, group: AgentGroup, x: torch.Tensor) -> torch.Tensor:
+        """What is written for a group where its head gives ``x`` ``[*B, n, ...]``."""
         if isinstance(self.options, ContinuousModifierOptions) and not group.discrete:
             return self.options.scale_bound * torch.sigmoid(self.options.scale_gain * x)
         return x.unflatten(-1, (self.num_components, -1)) if self.num_components else x
