@@ -51,9 +51,10 @@ def train(run_script):
 
 
 def test_from_a_shell(tmp_path):
-    """The other tests of this file run scripts in their own process."""
+    """Without warnings, also with the nested transforms of memory and normalization."""
     overrides = (*SHORT, f"hydra.run.dir={tmp_path}/run", "env=climbing", "algorithm=mappo")
-    command = [sys.executable, "-W", "ignore", "examples/train.py", *overrides]
+    overrides += ("algorithm.memory_dim=4", "normalize_observations=true")
+    command = [sys.executable, "-W", "error::UserWarning", "examples/train.py", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run")["frames"] == [400, 800]

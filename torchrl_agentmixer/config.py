@@ -76,7 +76,7 @@ class ExperimentConfig:
         >>> import tempfile
         >>> env = {"name": "matrix/climbing", "num_envs": 10, "total_frames": 40, "eval_envs": 1}
         >>> env |= {"frames_per_batch": 20, "eval_interval": 40, "eval_steps": 1}
-        >>> values = {"env": env, "algorithm": {"name": "mappo", "epochs": 1}, "plots": False}
+        >>> values = {"env": env, "algorithm": {"name": "mappo"}, "num_threads": 1, "plots": False}
         >>> from torchrl_agentmixer.experiment import run
         >>> run(ExperimentConfig.from_dict(values), tempfile.mkdtemp())["frames"]
         40

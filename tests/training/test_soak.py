@@ -1,7 +1,7 @@
-"""Runs that are killed again and again, and runs that are long: ``make soak``.
+"""Runs with many SIGKILLs, and long runs: ``make soak``.
 
-``SOAK_MINUTES`` (10) is how long the runs of :func:`test_a_long_run_needs_no_more_and_more` take
-together.
+``SOAK_MINUTES`` (10) is the total length of the runs of
+:func:`test_a_long_run_keeps_memory_files_and_speed`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def in_process(*args, **kwargs):
 
 
 def duration(*args, **kwargs):
-    """How long a run takes that is left alone."""
+    """Wall time of an uninterrupted run."""
     began = time.monotonic()
     process = in_process(*args, **kwargs)
     process.join()
@@ -48,16 +48,16 @@ def resumable(path):
 
 
 def count_rows(path):
-    """Batches that a run has logged."""
+    """Number of logged batches."""
     metrics = path / "metrics.csv"
     return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
 
 @pytest.mark.parametrize("kind", list(RUNS))
 def test_killed_thirty_times(tmp_path, kind):
-    """SIGKILL at random moments; the numbers are those of a run that was never stopped."""
+    """SIGKILL at random times; the results equal those of an uninterrupted run."""
     frames = {"total_frames": 40 * BATCHES}
-    in_process(tmp_path / "server", kind).join()  # the server has imported what there is to import
+    in_process(tmp_path / "server", kind).join()  # the server imports the package
     start = duration(tmp_path / "short", kind, total_frames=40)
     batch = (duration(tmp_path / "whole", kind, **frames) - start) / BATCHES
     moments, resumed = random.Random(0), set()
@@ -73,7 +73,7 @@ def test_killed_thirty_times(tmp_path, kind):
         process = in_process(cut, kind, resume=resume, **frames)
         if moments.random() < 0.2:  # as it starts
             process.join(moments.uniform(start / 2, start))
-        else:  # in one of the first batches, however long they take today
+        else:  # in one of the first batches
             rows += moments.randint(1, 2)
             while process.exitcode is None and count_rows(cut) < rows:
                 process.join(batch / 20)
@@ -100,7 +100,7 @@ def resources():
 
 
 def long_run(path, kind, seconds):
-    """Train, and note the resources after each batch."""
+    """Train, and log the resources after each batch."""
     with open(path / "resources.csv", "w") as file:
 
         def note(row):
@@ -125,8 +125,8 @@ def slope(x, y):
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_a_long_run_needs_no_more_and_more(tmp_path, kind):
-    """Memory, open files and speed, after the first third; each with a fitted slope."""
+def test_a_long_run_keeps_memory_files_and_speed(tmp_path, kind):
+    """Memory, open files and speed after the first third, by fitted slopes."""
     seconds = 60 * float(os.environ.get("SOAK_MINUTES", "10")) / len(LONG)
     process = SERVER.Process(target=long_run, args=(tmp_path, kind, seconds))
     process.start()
