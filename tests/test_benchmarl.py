@@ -230,7 +230,7 @@ def test_a_modifier_that_does_not_learn_stays(tmp_path):
     before = copy.deepcopy(policy.state_dict())
     run.run()
     changed = {key for key, value in policy.state_dict().items() if (value != before[key]).any()}
-    modifier = {f"module.3.module.{name}" for name, _ in policy.modifier.named_parameters()}
+    modifier = {f"module.3.{name}" for name, _ in policy.modifier.named_parameters()}
     assert modifier <= set(before)
     assert any("mlp" in name for name in changed)
     assert not changed & modifier
@@ -273,10 +273,10 @@ def test_trains_anneals_and_restores(tmp_path, kind, model):
     run = experiment(tmp_path, kind == "continuous", task, model, checkpoint_at_end=True)
     policy = run.algorithm.policies["agents"]
     if kind != "continuous":
-        assert policy._coefficients.strength == 3.0
+        assert policy.coefficients.strength == 3.0
     run.run()
     if kind != "continuous":
-        assert policy._coefficients.strength == 0.0
+        assert policy.coefficients.strength == 0.0
     (file,) = tmp_path.glob("*/checkpoints/*.pt")
     restored = Experiment.reload_from_file(str(file))
     assert (restored.total_frames, restored.n_iters_performed) == (80, 2)
@@ -332,7 +332,7 @@ def test_in_an_ensemble(tmp_path):
     run.run()
     mixer = run.algorithm.algorithms_map["adversary"]
     assert list(mixer.policies) == ["adversary"]
-    assert mixer.policies["adversary"]._coefficients.strength == 0.0
+    assert mixer.policies["adversary"].coefficients.strength == 0.0
 
 
 def test_every_group_is_a_team(tmp_path):
@@ -367,7 +367,11 @@ def test_hydra(tmp_path):
     values = {name: getattr(options, name) for name in names}
     overrides = [f"experiment.{k}={'null' if v is None else v}" for k, v in values.items()]
     command = [sys.executable, "-W", "ignore", "-m", "torchrl_agentmixer.benchmarl"]
-    command += ["algorithm=agentmixer", "algorithm.strength.until=0.25", "task=vmas/balance"]
+    command += [
+        "algorithm=agentmixer",
+        "algorithm.strength={start: 3.0, end: 0.0, until: 0.25}",
+        "task=vmas/balance",
+    ]
     command += ["task.max_steps=5", f"hydra.run.dir={tmp_path}/run", *overrides]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

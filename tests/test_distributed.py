@@ -74,7 +74,7 @@ def build(case):
     torch.manual_seed(0)
     env = make_env(name, num_envs=4, seed=0)
     if case != "agent_mixer_sac":  # Adam amplifies noise of gradients near zero
-        options = {"epochs": 3, "adam_eps": 1e-2, **options}
+        options = {"epochs": 3, "num_minibatches": 1, "adam_eps": 1e-2, **options}
     algorithm = make_algorithm(case.partition(" ")[0], env, 1000, options)
     return algorithm, with_memory(env, algorithm.policy)
 

@@ -1,4 +1,4 @@
-"""Imports: the core needs torch, torchrl and tensordict only, and layers import downwards."""
+"""Imports: the core needs torch, torchrl and tensordict only."""
 
 from __future__ import annotations
 
@@ -36,18 +36,6 @@ EXTRAS = (
     "wandb",
 )
 PACKAGE = Path(torchrl_agentmixer.__file__).parent
-# From the bottom; a module imports from its own part and from lower layers.
-LAYERS = (
-    ("_choices", "distributed", "groups", "schedules"),
-    ("distributions", "envs", "modules"),
-    ("policies",),
-    ("objectives",),
-    ("algorithms",),
-    ("training",),
-    ("experiment",),
-    ("benchmarl", "diagnostics", "export", "reporting"),
-)
-LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 MISSING = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))  # as if not installed\n"
 CORE = """
 from torchrl_agentmixer import AgentMixerPolicy, IGCCategorical, IGCMixture, IGCNormal
@@ -57,6 +45,7 @@ from torchrl_agentmixer.diagnostics import correlated_equilibrium_gap, nash_gap
 from torchrl_agentmixer.envs import MatrixGameEnv, available_envs, make_env
 from torchrl_agentmixer.modules import CentralCritic, MixerBlock
 from torchrl_agentmixer.reporting import read_runs, write_report
+from torchrl_agentmixer.experiment import ExperimentConfig, run
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
 
 env = make_env("grid/predator_prey", num_envs=2, seed=0)
@@ -105,47 +94,26 @@ def test_a_missing_extra_is_named_with_its_command():
     run(HINTS)
 
 
-# -- layers --------------------------------------------------------------------------------------
-
-
-def part_of(path):
-    """The part of the package that a file belongs to: a folder, or a module at the top."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(path):
-    """Full names of all modules that a file imports, inside of functions as well."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-FILES = [
-    path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.parent != PACKAGE or part_of(path) != "__init__"
-]
-
-
-def test_every_part_has_a_layer():
-    assert {part_of(path) for path in FILES} <= set(LEVELS)
-
-
-def test_layers_import_downwards():
-    upwards = []
-    for path in FILES:
-        own = part_of(path)
-        for name in imported(path):
-            package, _, rest = name.partition(".")
-            part = rest.split(".")[0]
-            if package == "torchrl_agentmixer" and part != own and LEVELS[part] >= LEVELS[own]:
-                upwards.append(f"{path.relative_to(PACKAGE)} imports {name}")
-    assert not upwards
+def importers(name):
+    """Files of the package that import a module whose name contains ``name``."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if any(name in one for one in names):
+                found.add(str(path.relative_to(PACKAGE)))
+    return found
 
 
 def test_hydra_is_for_scripts():
     """Only the BenchMARL plug-in, which Hydra configures, imports it."""
-    users = {part_of(path) for path in FILES for name in imported(path) if "hydra" in name}
-    assert users <= {"benchmarl"}
+    assert importers("hydra") == {"benchmarl/__init__.py", "benchmarl/__main__.py"}
+
+
+def test_three_modules_know_of_several_processes():
+    expected = {"algorithms/base.py", "experiment.py", "training/loop.py"}
+    assert importers("torchrl_agentmixer.distributed") == expected

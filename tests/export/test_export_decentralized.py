@@ -20,8 +20,8 @@ from torchrl.modules import MultiAgentMLP
 
 from torchrl_agentmixer import AgentGroup, AgentMixerPolicy, export_decentralized
 from torchrl_agentmixer.algorithms import (
+    algorithm_class,
     available_algorithms,
-    decentralized_execution,
     make_algorithm,
 )
 from torchrl_agentmixer.envs import make_env
@@ -231,10 +231,10 @@ def test_agents_with_constant_parameters(tmp_path, randomized):
 
 @pytest.mark.parametrize("name", available_algorithms())
 def test_every_method_with_decentralized_execution(tmp_path, name):
-    continuous = name == "agent_mixer_sac"
+    continuous = not algorithm_class(name).discrete
     env = make_env("vmas/predator_prey" if continuous else "grid/predator_prey", num_envs=2)
     policy = make_algorithm(name, env, 100).execution_policy
-    if decentralized_execution(name):
+    if algorithm_class(name).decentralized_execution:
         card = export_decentralized(policy, tmp_path / "team", formats=["torch"])
         names = [f"agents_{i}" for i in range(len(env.group_map["agents"]))]
         assert [agent["name"] for agent in agents_of(card.parent)] == names

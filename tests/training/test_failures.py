@@ -145,7 +145,7 @@ def test_an_update_that_diverges_and_resume_with_a_lower_learning_rate(tmp_path,
     algorithm = go(tmp_path, four(), resume=True, lr=1e-5)
     assert {group["lr"] for group in algorithm.optimizer.param_groups} == {1e-5}
     steps = [state["step"] for state in algorithm.optimizer.state.values()]
-    before = [s["step"] for s in saved["optimizer"]["state"].values()]
+    before = [s["step"] for s in saved["optimizers"]["optimizer"]["state"].values()]
     assert steps == [2 * step for step in before]
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
 

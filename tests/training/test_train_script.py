@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from torchrl_agentmixer.algorithms import available_algorithms, default_options
+from torchrl_agentmixer.config import ExperimentConfig, resumed_config
 from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
-from torchrl_agentmixer.experiment import ExperimentConfig, resumed_config, run
+from torchrl_agentmixer.experiment import run
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import RunCheckpoints
 
@@ -61,7 +62,8 @@ def resume(config):
 
 def rates(folder):
     _, state = RunCheckpoints(folder / "checkpoints").load_newest()
-    return {group["lr"] for group in state["ranks"][0]["algorithm"]["optimizer"]["param_groups"]}
+    optimizer = state["ranks"][0]["algorithm"]["optimizers"]["optimizer"]
+    return {group["lr"] for group in optimizer["param_groups"]}
 
 
 def saved(folder):

@@ -9,13 +9,12 @@ from torchrl_agentmixer.training.logging import MetricLoggers
 from torchrl_agentmixer.training.loop import train
 from torchrl_agentmixer.training.memory import keep_freed_memory
 from torchrl_agentmixer.training.progress import ProgressBar
-from torchrl_agentmixer.training.protocol import Algorithm, LoopConfig
+from torchrl_agentmixer.training.protocol import LoopConfig
 from torchrl_agentmixer.training.run_directory import RunDirectory
 from torchrl_agentmixer.training.signals import Interrupted
 from torchrl_agentmixer.training.workers import Workers
 
 __all__ = [
-    "Algorithm",
     "EarlyStopping",
     "Evaluation",
     "Interrupted",

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
+from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.training.checkpointing import (
     RunCheckpoints,
     load_random_state,
@@ -26,7 +27,7 @@ from torchrl_agentmixer.training.collection import Collection
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
-from torchrl_agentmixer.training.protocol import Algorithm, LoopConfig, Row
+from torchrl_agentmixer.training.protocol import LoopConfig, Row
 from torchrl_agentmixer.training.run_directory import RunDirectory
 from torchrl_agentmixer.training.signals import (
     Interrupted,

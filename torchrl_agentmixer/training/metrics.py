@@ -8,8 +8,9 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.training.evaluation import Evaluation, evaluate
-from torchrl_agentmixer.training.protocol import Algorithm, LoopConfig, Row
+from torchrl_agentmixer.training.protocol import LoopConfig, Row
 
 
 def batch_metrics(

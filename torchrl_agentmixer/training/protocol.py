@@ -1,51 +1,14 @@
-"""Interface between the training loop and the algorithms, and the loop's configuration."""
+"""Configuration of the training loop, and its types."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from typing import Any
 
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 
 Row = dict[str, float | None]
 State = dict[str, Any]
-
-
-class Algorithm(Protocol):
-    """What the training loop needs of an algorithm.
-
-    Attributes:
-        policy: collects.
-        execution_policy: is deployed.
-    """
-
-    policy: TensorDictModuleBase
-    execution_policy: TensorDictModuleBase
-
-    @property
-    def evaluated_policies(self) -> Mapping[str, TensorDictModuleBase]:
-        """Policies to evaluate by the prefix of their metrics; ``"eval"`` is the deployed one."""
-        ...
-
-    def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Learn from trajectories ``[num_envs, steps]``; return metrics."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Parameters and buffers."""
-        ...
-
-    def checkpoint_state(self) -> State:
-        """Everything that a resumed training needs."""
-        ...
-
-    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a :meth:`checkpoint_state`."""
-        ...
 
 
 @dataclass(kw_only=True)
