@@ -20,7 +20,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -W error::SyntaxWarning -m pytest -n 2 --dist worksteal
 
 # Runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
 soak: $(STAMP)

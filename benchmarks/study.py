@@ -1,4 +1,4 @@
-"""Run a study: a grid of candidates, environments and seeds; write a CSV, tables and plots.
+r"""Run a study: a grid of candidates, environments and seeds; write a CSV, tables and plots.
 
     python benchmarks/study.py benchmarks/studies/grids.yaml --out runs/grids \\
         --report docs/results/grids

@@ -64,7 +64,7 @@ class AgentGroup:
 
     @property
     def param_keys(self) -> list[NestedKey]:
-        """Keys of the individual policies\' parameters."""
+        """Keys of the individual policies' parameters."""
         return [self.key(name) for name in self.param_names]
 
     @property

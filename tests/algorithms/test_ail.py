@@ -281,7 +281,9 @@ class TestExpertsPPO:
         """Expert: always right. Students: always wrong. The state's value is the expert's."""
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.eye(2), num_envs=2000, seed=0)
-        algorithm = ail(env, expert_share=0.5, lr=5e-3, epochs=5, entropy_coeff=0.0)
+        algorithm = ail(
+            env, expert_share=0.5, lr=5e-3, epochs=5, num_minibatches=1, entropy_coeff=0.0
+        )
         students = algorithm.policy.students
         with torch.no_grad():
             for policy, apart in ((algorithm.policy.expert, False), (students, True)):
@@ -308,7 +310,7 @@ class TestLearning:
         """The best joint action of a game: expert and students earn it."""
         torch.manual_seed(0)
         env = make_env("matrix/climbing", num_envs=200, seed=0)
-        algorithm = AIL(env, 40 * 200, AILConfig(lr=5e-3, epochs=4))
+        algorithm = AIL(env, 40 * 200, AILConfig(lr=5e-3, epochs=4, num_minibatches=1))
         for _ in range(40):
             metrics = algorithm.update(collect(env, algorithm, steps=1))
         rewards = []
@@ -322,7 +324,9 @@ class TestLearning:
         """A game of one step, played from one state: all agents' actions are best at 0.3."""
         torch.manual_seed(0)
         env = make_env("vmas/predator_prey", num_envs=6, seed=0)
-        algorithm = make_algorithm("ail", env, 20 * 120, {"lr": 3e-3, "epochs": 10})
+        algorithm = make_algorithm(
+            "ail", env, 20 * 120, {"lr": 3e-3, "epochs": 10, "num_minibatches": 1}
+        )
         policy, data = algorithm.policy, env.rollout(1).expand(6, 20).clone()
         data["next", "done"] = data["next", "terminated"] = torch.ones(6, 20, 1, dtype=torch.bool)
         distances = {"expert": [], "students": []}

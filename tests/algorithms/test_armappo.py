@@ -229,7 +229,7 @@ def test_coordinates_without_settling_on_one_way():
     """Under an entropy bonus the team plays every equal pair, together: no product can."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
-    config = {"lr": 5e-3, "epochs": 4, "entropy_coeff": 0.05}
+    config = {"lr": 5e-3, "epochs": 4, "num_minibatches": 1, "entropy_coeff": 0.05}
     algorithm = make_algorithm("armappo", env, 60 * 200, config)
     for _ in range(60):
         algorithm.update(env.rollout(1, algorithm.policy).detach())

@@ -288,7 +288,7 @@ def test_learns_continuous_actions(name):
     """A game of one step, played from one observation: all agents' actions are best at 0.3."""
     torch.manual_seed(0)
     env = make_env("vmas/predator_prey", num_envs=6, seed=0)
-    algorithm = make_algorithm(name, env, 10_000, {"lr": 3e-3, "epochs": 10})
+    algorithm = make_algorithm(name, env, 10_000, {"lr": 3e-3, "epochs": 10, "num_minibatches": 1})
     policy, data = algorithm.policy, env.rollout(1).expand(6, 20).clone()
     data["next", "done"] = data["next", "terminated"] = torch.ones(6, 20, 1, dtype=torch.bool)
     distances = []
@@ -306,7 +306,7 @@ def test_mat_finds_the_best_answer_to_a_first_move():
     """The second agent's best answer differs for each of the first's actions: it knows them all."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
-    config = {"lr": 1e-3, "epochs": 4, "entropy_coeff": 0.3}
+    config = {"lr": 1e-3, "epochs": 4, "num_minibatches": 1, "entropy_coeff": 0.3}
     algorithm = make_algorithm("mat", env, 60 * 200, config)
     for _ in range(60):
         algorithm.update(env.rollout(1, algorithm.policy).detach())

@@ -32,7 +32,7 @@ def small_run(path, seed=0, loop=LOOP, name="agent_mixer"):
     torch.manual_seed(seed)
     env = make_env("grid/predator_prey", num_envs=4, seed=seed)
     eval_env = make_env("grid/predator_prey", num_envs=3, seed=seed)
-    algorithm = make_algorithm(name, env, loop.total_frames, {"epochs": 2})
+    algorithm = make_algorithm(name, env, loop.total_frames, {"epochs": 2, "num_minibatches": 1})
     run = RunDirectory(path)
     row = train(algorithm, env, eval_env, loop, run)
     return row, run, algorithm
@@ -158,7 +158,7 @@ class _Poison(Transform):
 )
 def test_nan_stops_with_its_name_and_keeps_results(tmp_path, key, error, words):
     env = TransformedEnv(make_env("grid/predator_prey", num_envs=4, seed=0), _Poison(key, 15))
-    algorithm = make_algorithm("agent_mixer", env, 120, {"epochs": 1})
+    algorithm = make_algorithm("agent_mixer", env, 120, {"epochs": 1, "num_minibatches": 1})
     run = RunDirectory(tmp_path)
     with pytest.raises(error, match=words):
         train(algorithm, env, make_env("grid/predator_prey", num_envs=2), LOOP, run)
@@ -315,7 +315,7 @@ class Won(Transform):
 def test_win_rates_are_logged(tmp_path):
     torch.manual_seed(0)
     env, eval_env = (TransformedEnv(make_env("matrix/climbing", num_envs=20), Won()) for _ in "ab")
-    algorithm = make_algorithm("mappo", env, 120, {"epochs": 1})
+    algorithm = make_algorithm("mappo", env, 120, {"epochs": 1, "num_minibatches": 1})
     config = LoopConfig(total_frames=120, frames_per_batch=40, eval_interval=80, eval_steps=1)
     train(algorithm, env, eval_env, config, RunDirectory(tmp_path))
     metrics = read_metrics(tmp_path)

@@ -189,7 +189,7 @@ def _kl_grouped_mixture(p: GroupedMixture, q: GroupedDistribution) -> torch.Tens
     return kl_to_product(p.mixture, join_agents(logits, torch.finfo(logits[0].dtype).min))
 
 
-def _check_same_groups(p: GroupedDistribution, q: GroupedDistribution) -> None:
+def _check_same_groups(p: _Grouped, q: _Grouped) -> None:
     if p.names != q.names:
         raise ValueError(
             f"kl_divergence: expected the same groups on both sides, got {p.names} and {q.names}."
