@@ -370,6 +370,7 @@ def test_hydra(tmp_path):
     command += [
         "algorithm=agentmixer",
         "algorithm.strength={start: 3.0, end: 0.0, until: 0.25}",
+        "experiment.prefer_continuous_actions=False",
         "task=vmas/balance",
     ]
     command += ["task.max_steps=5", f"hydra.run.dir={tmp_path}/run", *overrides]

@@ -16,6 +16,7 @@ from torchrl.envs.libs import smacv2 as torchrl_smacv2
 
 from torchrl_agentmixer import AgentMixerPolicy, export_decentralized
 from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.config import ExperimentConfig
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 
 TESTS = Path(__file__).parents[1]
@@ -137,17 +138,18 @@ def test_an_episode_with_normalized_observations(tmp_path, script, randomized):
 
 def test_export_of_a_run(tmp_path, script, randomized):
     name, env = "grid/bridge_crossing", make_env("grid/bridge_crossing", num_envs=1, seed=0)
-    config = {
-        "env": {"name": name, "kwargs": {"step_cost": 0.1}},
-        "algorithm": {"name": "mappo", "memory_dim": 8},
-        "seed": 3,
-    }
+    lengths = ("num_envs", "total_frames", "frames_per_batch", "eval_interval", "eval_envs")
+    options = {"name": name, "kwargs": {"step_cost": 0.1}, "eval_steps": 12}
+    values = {"env": options | dict.fromkeys(lengths, 1), "seed": 3}
+    values |= {"algorithm": {"name": "mappo", "memory_dim": 8}}
+    config = ExperimentConfig.from_dict(values).to_dict()
     algorithm = make_algorithm("mappo", env, 1, {"memory_dim": 8})
     policy = randomized(algorithm.execution_policy, std=0.3)
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(algorithm.state_dict(), tmp_path / "algorithm.pt")
     card = load(EXAMPLES / "export_actors.py").main(tmp_path, tmp_path / "exported")
-    assert json.loads(card.read_text())["metadata"] == config
+    metadata = json.loads(card.read_text())["metadata"]
+    assert metadata == {name: config[name] for name in ("env", "algorithm", "seed")}
     with torch.no_grad():
         play(script.load_team(card.parent), policy, with_memory(env, policy), episodes=1)
 
@@ -176,7 +178,8 @@ def test_the_script_is_short():
     assert len(lines) <= 30
 
 
-def test_the_benchmark_measures_a_team():
+def test_the_benchmark_measures_a_team(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS.parent / "benchmarks"))
     benchmark = load(TESTS.parent / "benchmarks" / "exported_actors.py")
     with torch.no_grad():
         cells = benchmark.measure(("matrix/climbing", {}, {}, {}), batch=50, rounds=20)
