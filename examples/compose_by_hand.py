@@ -26,8 +26,7 @@ def main(frames: int, seed: int = 0) -> float:
     (group,) = agent_groups(env)
 
     # Decentralized actors: any module that writes the individual policies' parameters.
-    separate = {"centralized": False, "share_params": False}
-    network = MultiAgentMLP(1, group.action_dim, group.n_agents, **separate)
+    network = MultiAgentMLP(1, group.action_dim, 2, centralized=False, share_params=False)
     actor = TensorDictModule(network, [("agents", "observation")], [("agents", "logits")])
     # The Policy Modifier reads them and the state, and writes how the team deviates together.
     modifier = PolicyModifier([group], state_dim=1)
