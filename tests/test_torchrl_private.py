@@ -1,4 +1,4 @@
-"""TorchRL's private names that ``torchrl_agentmixer._torchrl_private`` needs exist."""
+"""TorchRL's private names that this package uses or overrides exist."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from torchrl.collectors import Collector
 from torchrl.collectors.distributed import RayCollector
 from torchrl.envs import ParallelEnv
+from torchrl.modules.models.multiagent import MultiAgentNetBase
+from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.record.loggers import TensorboardLogger
 
 from torchrl_agentmixer._torchrl_private import (
@@ -29,6 +31,11 @@ FOUND = f"in torchrl {version('torchrl')}"
         (ParallelEnv, "_workers"),
         (RayCollector, "_weight_sync_initialized"),
         (TensorboardLogger, "_create_experiment"),
+        # Hooks that subclasses in this package override.
+        (MAPPOLoss, "_critic_loss_inputs"),
+        (MAPPOLoss, "_standardize_advantage"),
+        (MultiAgentNetBase, "_build_single_net"),
+        (MultiAgentNetBase, "_pre_forward_check"),
     ],
 )
 def test_names_exist(cls, name):
