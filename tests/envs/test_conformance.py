@@ -29,6 +29,7 @@ def _named(name: str, **options) -> Build:
 
 BUILDERS: dict[str, Build] = {
     "matrix/climbing": _named("matrix/climbing"),
+    "matrix/climbing stochastic": _named("matrix/climbing", stochastic="full"),
     "matrix/penalty": _named("matrix/penalty", k=-100.0),
     "matrix/stag_hunt": _named("matrix/stag_hunt"),
     "matrix four agents": lambda **kwargs: MatrixGameEnv(_payoff(3, 3, 3, 3), **kwargs),

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from torchrl_agentmixer.envs import MatrixGameEnv, climbing, make_env, penalty, stag_hunt
+from torchrl_agentmixer.envs import (
+    MatrixGameEnv,
+    climbing,
+    make_env,
+    penalty,
+    stag_hunt,
+)
 
 
 def _played(env: MatrixGameEnv, actions: torch.Tensor) -> torch.Tensor:
@@ -33,6 +39,42 @@ def test_the_papers_payoffs():
     assert penalty(-50).tolist() == [[-50, 0, 10], [0, 2, 0], [10, 0, -50]]
     assert torch.equal(make_env("matrix/climbing").payoff, climbing())
     assert torch.equal(make_env("matrix/penalty", k=-7).payoff, penalty(-7))
+
+
+# The two payoffs of each joint action, Kapetanakis and Kudenko 2002, in the order of `climbing()`.
+PAID = {
+    "partial": [
+        [(0, 0), (6, 6), (5, 5)],
+        [(-30, -30), (0, 14), (0, 0)],
+        [(11, 11), (-30, -30), (0, 0)],
+    ],
+    "full": [
+        [(-8, 8), (0, 12), (0, 10)],
+        [(-65, 5), (0, 14), (-5, 5)],
+        [(10, 12), (-65, 5), (-5, 5)],
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", list(PAID))
+def test_stochastic_climbing_pays_either_payoff_equally_often(kind):
+    env = make_env("matrix/climbing", stochastic=kind, num_envs=9 * 2000, seed=0)
+    joint = torch.cartesian_prod(torch.arange(3), torch.arange(3)).repeat_interleave(2000, 0)
+    paid = _played(env, joint).reshape(9, 2000)
+    for rewards, (low, high) in zip(paid, itertools.chain(*PAID[kind]), strict=True):
+        assert set(rewards.tolist()) == {low, high}
+        # 5 standard errors of a fair coin: fails by chance once in 10^6.
+        assert low == high or abs((rewards == high).float().mean() - 0.5) < 5 * 0.5 / 2000**0.5
+
+
+def test_a_spread_draws_from_the_environments_own_generator():
+    first, second = (make_env("matrix/penalty", spread=3.0, num_envs=64, seed=1) for _ in "ab")
+    action = torch.zeros(64, 2, dtype=torch.int64)
+    paid = _played(first, action)
+    torch.manual_seed(0)
+    assert torch.equal(paid, _played(second, action))
+    assert set(paid.tolist()) == {-28.0, -22.0}
+    assert not torch.equal(paid, _played(first, action))
 
 
 def test_stag_hunt_by_hand():
@@ -69,3 +111,20 @@ def test_agents_with_equal_numbers_of_actions_get_none():
 def test_bad_payoffs(payoff, message):
     with pytest.raises(ValueError, match=message):
         MatrixGameEnv(payoff)
+
+
+@pytest.mark.parametrize(
+    ("spread", "message"),
+    [
+        (torch.zeros(3), r"shape of `payoff`, \(3, 3\), got shape \(3,\)"),
+        (float("nan"), "finite `spread`, got nan"),
+    ],
+)
+def test_bad_spreads(spread, message):
+    with pytest.raises(ValueError, match=message):
+        MatrixGameEnv(climbing(), spread=spread)
+
+
+def test_an_unknown_stochastic_climbing_game():
+    with pytest.raises(ValueError, match="'ful'; did you mean 'full'"):
+        make_env("matrix/climbing", stochastic="ful")

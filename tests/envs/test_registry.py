@@ -48,7 +48,7 @@ def test_unknown_names(name, nearest):
     ("name", "option", "accepted"),
     [
         ("matrix/penalty", "K", "k"),
-        ("matrix/climbing", "k", "none"),
+        ("matrix/climbing", "k", "stochastic"),
         ("grid/bridge_crossing", "small_probs", "did you mean 'small_prob'.*max_steps"),
         ("grid/predator_prey", "penlty", "did you mean 'penalty'.*view"),
         ("vmas/predator_prey", "n_pray", "did you mean 'n_prey'.*view_radius"),

@@ -6,7 +6,13 @@ from typing import Any
 
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
-from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
+from torchrl_agentmixer.envs.matrix_games import (
+    MatrixGameEnv,
+    climbing,
+    climbing_spread,
+    penalty,
+    stag_hunt,
+)
 from torchrl_agentmixer.envs.memory import with_memory
 from torchrl_agentmixer.envs.normalization import (
     ObservationNormalizer,
@@ -33,6 +39,7 @@ __all__ = [
     "VmasTeamEnv",
     "available_envs",
     "climbing",
+    "climbing_spread",
     "load_simulation_state",
     "make_env",
     "normalize_observations",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.drawing import Canvas
 
@@ -22,6 +23,30 @@ def climbing() -> torch.Tensor:
         11.0
     """
     return torch.tensor([[0.0, 6.0, 5.0], [-30.0, 7.0, 0.0], [11.0, -30.0, 0.0]])
+
+
+def climbing_spread(kind: str) -> torch.Tensor:
+    """Half the distance of the two payoffs of each joint action in a stochastic climbing game.
+
+    The means are those of :func:`climbing`. A method that prefers lucky joint actions settles at
+    (b, b), worth 7 in the mean. After Kapetanakis and Kudenko, AAAI 2002.
+
+    Args:
+        kind (str): ``"partial"``: (b, b) pays 14 or 0, everything else its mean; ``"full"``: every
+            joint action pays one of two payoffs.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Examples:
+        >>> mean, spread = climbing(), climbing_spread("partial")
+        >>> (mean - spread)[1, 1].item(), (mean + spread)[1, 1].item()
+        (0.0, 14.0)
+    """
+    check_known("kind of stochastic climbing game", [kind], ("partial", "full"))
+    if kind == "partial":
+        return torch.tensor([[0.0, 0.0, 0.0], [0.0, 7.0, 0.0], [0.0, 0.0, 0.0]])
+    return torch.tensor([[8.0, 6.0, 5.0], [35.0, 7.0, 5.0], [1.0, 35.0, 5.0]])
 
 
 def penalty(k: float = -25.0) -> torch.Tensor:
@@ -67,6 +92,7 @@ def stag_hunt(n_agents: int = 4, *, stag: float = 10.0, alone: float = -5.0) -> 
 class MatrixGameEnv(TeamEnv):
     """A one-step game of any number of agents with team reward ``payoff[a_1, ..., a_n]``.
 
+    With a ``spread``, each environment is paid the payoff plus or minus the spread by a fair coin.
     Observation ``[*B, n, 1]`` and state ``[*B, 1]`` are the constant 1. Every episode
     terminates after one step. Agents with different numbers of actions get an ``action_mask``.
 
@@ -74,10 +100,12 @@ class MatrixGameEnv(TeamEnv):
         payoff (Tensor): ``[K_1, ..., K_n]``, one axis of actions per agent.
 
     Keyword Args:
+        spread (float or Tensor): a number, or a tensor of the shape of ``payoff``.
         num_envs, device, seed: as :class:`~torchrl_agentmixer.envs.TeamEnv`.
 
     Raises:
-        ValueError: for a payoff without axes or entries, or with NaN or infinity.
+        ValueError: for a payoff without axes or entries, a spread of another shape, or NaN or
+            infinity in either.
 
     Examples:
         >>> env = MatrixGameEnv(climbing(), num_envs=2)
@@ -90,6 +118,7 @@ class MatrixGameEnv(TeamEnv):
         self,
         payoff: torch.Tensor,
         *,
+        spread: float | torch.Tensor = 0.0,
         num_envs: int = 1,
         device: torch.device | str | None = None,
         seed: int | None = None,
@@ -100,13 +129,21 @@ class MatrixGameEnv(TeamEnv):
                 "MatrixGameEnv: expected `payoff` with one axis of actions per agent, "
                 f"[K_1, ..., K_n], got shape {tuple(payoff.shape)}."
             )
-        if not payoff.isfinite().all():
-            worst = payoff[~payoff.isfinite()][0].item()
-            raise ValueError(f"MatrixGameEnv: expected a finite `payoff`, got {worst} in it.")
+        spread = torch.as_tensor(spread, dtype=torch.float32)
+        if spread.ndim and spread.shape != payoff.shape:
+            raise ValueError(
+                "MatrixGameEnv: expected `spread` as a number or with the shape of `payoff`, "
+                f"{tuple(payoff.shape)}, got shape {tuple(spread.shape)}."
+            )
+        for name, value in {"payoff": payoff, "spread": spread}.items():
+            if not value.isfinite().all():
+                worst = value[~value.isfinite()][0].item()
+                raise ValueError(f"MatrixGameEnv: expected a finite `{name}`, got {worst} in it.")
         super().__init__(
             payoff.ndim, tuple(payoff.shape), 1, 1, num_envs=num_envs, device=device, seed=seed
         )
         self.payoff = payoff.to(self.device)
+        self.spread = spread.expand_as(payoff).to(self.device)
         self._played = torch.full((num_envs, payoff.ndim), -1, device=self.device)
 
     def _reset_where(self, mask: torch.Tensor) -> None:
@@ -114,15 +151,17 @@ class MatrixGameEnv(TeamEnv):
 
     def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._played = actions
+        joint = tuple(actions.unbind(-1))
+        luck = torch.where(self._rand(*self.batch_size) < 0.5, -1, 1) * self.spread[joint]
         terminated = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        return self.payoff[tuple(actions.unbind(-1))], terminated, ~terminated
+        return self.payoff[joint] + luck, terminated, ~terminated
 
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
         ones = torch.ones(*self.batch_size, self.n_agents, 1, device=self.device)
         return ones, ones[:, 0].clone()
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
-        """Image of the payoffs and the joint action that was taken, ``[H, W, 3]``, uint8.
+        """Image of the mean payoffs and the joint action that was taken, ``[H, W, 3]``, uint8.
 
         With more than two agents, payoffs of the first two, given the others' actions.
         """

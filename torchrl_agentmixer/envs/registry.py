@@ -14,7 +14,13 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer._choices import check_known, unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS
-from torchrl_agentmixer.envs.matrix_games import MatrixGameEnv, climbing, penalty, stag_hunt
+from torchrl_agentmixer.envs.matrix_games import (
+    MatrixGameEnv,
+    climbing,
+    climbing_spread,
+    penalty,
+    stag_hunt,
+)
 from torchrl_agentmixer.envs.optional import is_installed, load, require
 from torchrl_agentmixer.envs.predator_prey_grid import PredatorPreyGridEnv
 from torchrl_agentmixer.envs.recall import RecallEnv
@@ -27,12 +33,17 @@ Device = torch.device | str | None
 _COMMON = ("self", "num_envs", "device", "seed")
 
 
-def _climbing(num_envs: int, device: Device, seed: int | None) -> EnvBase:
-    return MatrixGameEnv(climbing(), num_envs=num_envs, device=device, seed=seed)
+def _climbing(
+    num_envs: int, device: Device, seed: int | None, stochastic: str | None = None
+) -> EnvBase:
+    spread = 0.0 if stochastic is None else climbing_spread(stochastic)
+    return MatrixGameEnv(climbing(), spread=spread, num_envs=num_envs, device=device, seed=seed)
 
 
-def _penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) -> EnvBase:
-    return MatrixGameEnv(penalty(k), num_envs=num_envs, device=device, seed=seed)
+def _penalty(
+    num_envs: int, device: Device, seed: int | None, k: float = -25.0, spread: float = 0.0
+) -> EnvBase:
+    return MatrixGameEnv(penalty(k), spread=spread, num_envs=num_envs, device=device, seed=seed)
 
 
 def _stag_hunt(num_envs: int, device: Device, seed: int | None, n_agents: int = 4) -> EnvBase:
