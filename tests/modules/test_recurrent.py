@@ -79,7 +79,7 @@ def test_shapes_are_checked():
 
 @pytest.mark.parametrize("cls", [CategoricalActor, GaussianActor])
 def test_an_actor_without_its_memory_raises(cls):
-    with pytest.raises(ValueError, match="`memory_dim` is 4, got none"):
+    with pytest.raises(ValueError, match=r"`memory_dim` 4: expected `memory`.* got None"):
         cls(2, 3, 5, memory_dim=4)(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`memory_dim` >= 0, got -1"):
         cls(2, 3, 5, memory_dim=-1)

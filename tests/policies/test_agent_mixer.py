@@ -315,7 +315,7 @@ def test_set_coefficients():
     allowed = td["scouts", "action_mask"]
     expected = halved.masked_fill(~allowed, -math.inf).softmax(-1)
     torch.testing.assert_close(joint().probs, expected)
-    with pytest.raises(ValueError, match=r"'temperature', 'strength', 'consistency'\], got 'tau'"):
+    with pytest.raises(ValueError, match=r"'tau'.*consistency, strength, temperature"):
         policy.set_coefficients(tau=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Distributions whose mode is the individual policies' mode (Individual-Global-Consistency)."""
+"""Joint policies as distributions with Individual-Global-Consistency (IGC, Definition 6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks shared by the distributions: shapes always, values where a look at them is free."""
+"""Argument validation of the distributions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def should_validate(validate_args: bool | None, value: torch.Tensor) -> bool:
-    """Whether to look at tensor values: never while compiling; by default only on the CPU.
+    """Whether to check tensor values: never while compiling; by default only on the CPU.
 
-    On an accelerator a look would make the host wait for the device, at every step.
+    On an accelerator the check would synchronize host and device at every step.
     """
     if torch.compiler.is_compiling():
         return False
@@ -16,7 +16,7 @@ def should_validate(validate_args: bool | None, value: torch.Tensor) -> bool:
 
 
 def check_rank(owner: str, name: str, value: torch.Tensor, joint: bool) -> None:
-    """Raise unless ``value`` has an agent axis (``joint``) and a last axis, both non-empty."""
+    """Raise a ValueError unless agent axis (``joint``) and last axis exist and are non-empty."""
     layout = "[*B, n_agents, size]" if joint else "[*B, size]"
     rank = 2 if joint else 1
     if value.ndim < rank or 0 in value.shape[value.ndim - rank :]:
@@ -27,7 +27,7 @@ def check_rank(owner: str, name: str, value: torch.Tensor, joint: bool) -> None:
 
 
 def check_finite(owner: str, name: str, value: torch.Tensor) -> None:
-    """Raise if ``value`` holds NaN or infinity, naming the first place."""
+    """Raise a ValueError with the index of the first NaN or infinity in ``value``."""
     bad = ~torch.isfinite(value)
     if bad.any():
         index = tuple(bad.nonzero()[0].tolist())

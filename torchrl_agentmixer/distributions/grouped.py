@@ -1,4 +1,4 @@
-"""One joint distribution over several TorchRL groups of agents."""
+"""Joint distributions over several TorchRL groups of agents."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Actions = Any  # one tensor per group, a tuple of them, or a tensordict
 
 
 class _Grouped(Distribution):
-    """Common part of distributions whose samples are tuples with one tensor per group."""
+    """Base class of distributions whose samples are tuples of one tensor per group."""
 
     arg_constraints: ClassVar[dict] = {}
     names: list[str]
 
     def _per_group(self, actions: Sequence[Actions]) -> Sequence[torch.Tensor]:
-        """One action tensor per group out of what ``log_prob`` accepts."""
+        """Convert the arguments of ``log_prob`` to one action tensor per group."""
         given: Any = actions
         if len(actions) == 1 and isinstance(actions[0], tuple):
             given = actions[0]
@@ -37,7 +37,7 @@ class _Grouped(Distribution):
 
 
 class GroupedDistribution(_Grouped):
-    """Distributions of several groups, independent given the state, as one distribution.
+    """Product of the joint distributions of several groups.
 
     A sample is a tuple with one tensor per group. Log-probability and entropy are one number per
     team. TorchRL's ``CompositeDistribution`` keeps one log-probability per group under the group's
@@ -48,7 +48,7 @@ class GroupedDistribution(_Grouped):
             batch shape ``[*B]``.
 
     Raises:
-        ValueError: for no distribution, or batch shapes that differ.
+        ValueError: without a distribution, or for different batch shapes.
 
     Examples:
         >>> import torch
@@ -98,8 +98,8 @@ class GroupedDistribution(_Grouped):
     def log_prob(self, *actions: Actions) -> torch.Tensor:  # type: ignore[override]
         """Team log-probability ``[*B]`` of one action tensor per group, in order.
 
-        Also takes a sample, which is a tuple of them, and a tensordict with ``(group, "action")``
-        entries, which TorchRL's losses pass when there are several action keys.
+        Also takes a sample (a tuple), and a tensordict with ``(group, "action")`` entries, which
+        TorchRL's losses pass when there are several action keys.
         """
         pairs = zip(self.distributions.values(), self._per_group(actions), strict=True)
         return torch.stack([dist.log_prob(action) for dist, action in pairs]).sum(0)
@@ -116,10 +116,10 @@ class GroupedDistribution(_Grouped):
 
 
 class GroupedMixture(_Grouped):
-    """One :class:`IGCMixture` over the agents of several groups: one component per team.
+    """One :class:`IGCMixture` over the agents of several groups.
 
-    Groups may have different numbers of actions. The mixture sees all agents on one axis, with the
-    actions that an agent does not have masked.
+    The team draws one component. All agents are on one axis; groups with fewer actions are padded
+    with masked ones.
 
     Args:
         mixture (IGCMixture): over all agents, ``[*B, n_total]``.
@@ -197,10 +197,10 @@ def _check_same_groups(p: _Grouped, q: _Grouped) -> None:
 
 
 class GroupedDistributionBuilder:
-    """Builds a :class:`GroupedDistribution` from keyword arguments named ``"<group>.<argument>"``.
+    """Factory of :class:`GroupedDistribution` with keyword arguments ``"<group>.<argument>"``.
 
-    Meant as ``distribution_class`` of a ``ProbabilisticTensorDictModule`` whose ``in_keys`` map
-    those names to entries. With one group it builds that group's distribution itself.
+    For ``distribution_class`` of a ``ProbabilisticTensorDictModule`` whose ``in_keys`` map these
+    names to entries. With one group it builds that group's distribution.
 
     Args:
         classes (mapping of str to callable): the distribution of each group.
@@ -235,9 +235,9 @@ class GroupedDistributionBuilder:
 
 
 class GroupedMixtureBuilder:
-    """Builds a :class:`GroupedMixture`, or with one group an :class:`IGCMixture`.
+    """Factory of :class:`GroupedMixture`; of :class:`IGCMixture` with one group.
 
-    Arguments are named as for :class:`GroupedDistributionBuilder`; ``component_logits`` belongs to
+    Arguments are named as in :class:`GroupedDistributionBuilder`; ``component_logits`` belongs to
     the team and has no group.
 
     Args:
@@ -282,7 +282,7 @@ class GroupedMixtureBuilder:
 
 
 def join_agents(tensors: Sequence[torch.Tensor], fill: float | bool, dim: int = -2) -> torch.Tensor:
-    """Join entries of several groups along the agent axis ``dim``, padded to the most actions.
+    """Concatenate groups along the agent axis ``dim``, padded to the largest number of actions.
 
     Examples:
         >>> join_agents([torch.zeros(1, 2), torch.zeros(1, 3)], fill=1.0).tolist()

@@ -1,4 +1,4 @@
-"""Categorical joint policies around individual logits (AgentMixer, Eq. 12), with an exact mode."""
+"""Joint categorical policy of AgentMixer (Eq. 12)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchrl_agentmixer.distributions._validation import check_finite, check_ran
 
 Coefficient = float | torch.Tensor
 
-# c of Eq. 12, the largest u; g is 1. MARGIN is the gap, in nats, between the mode and what
-# `consistency` clips: without it, clipped actions would tie with the mode.
+# NOISE_BOUND is c of Eq. 12, the largest u; g is 1. MARGIN is the gap, in nats, between the mode
+# and actions that `consistency` clips: without it they would tie.
 NOISE_BOUND = 0.95
 MARGIN = 1e-2
 
@@ -50,7 +50,7 @@ def gumbel_perturbation(perturbation: torch.Tensor) -> torch.Tensor:
 
 
 class IGCCategorical(Independent):
-    r"""Joint categorical policy around the individual policies' logits (Eq. 12).
+    r"""Joint categorical policy: individual logits plus learned Gumbel noise (Eq. 12).
 
     With :math:`l` the masked log-probabilities of the individual policies and :math:`x` the Policy
     Modifier's output,
@@ -58,12 +58,12 @@ class IGCCategorical(Independent):
     .. math:: z = (l + \text{strength} \cdot \epsilon(x)) / \tau, \qquad
               \pi_\theta = \operatorname{softmax}(z),
 
-    where :math:`\epsilon` is :func:`gumbel_perturbation`. As published (``consistency=0``) this
-    does **not** keep the mode: the mode moves as soon as the noise outweighs the gap between two
-    actions. ``consistency=1`` keeps the mode for every input: with
+    where :math:`\epsilon` is :func:`gumbel_perturbation`. As published (``consistency=0``), the
+    joint mode differs from the individual mode where the noise exceeds the gap between two actions.
+    ``consistency=1`` keeps the individual mode for every input: with
     :math:`k^* = \arg\max_k l_k`, every other logit is clipped at :math:`z_{k^*} - \text{MARGIN}`.
-    The bound is a constant for the gradient. (With a gradient through the bound, a clipped action
-    with a positive advantage would raise :math:`l_{k^*}`, and the mode could never move.)
+    The bound is detached. (Otherwise a clipped action with a positive advantage would raise
+    :math:`l_{k^*}`, and the mode could never change.)
 
     Args:
         logits (Tensor): individual logits, ``[*B, n_agents, n_actions]``.
@@ -76,12 +76,12 @@ class IGCCategorical(Independent):
             checked.
         strength (float or Tensor): 1 is the paper's noise; 0 is the individual policy (at
             temperature 1).
-        consistency (float or Tensor): in [0, 1]. 0 is the paper, 1 is exact. A value between
-            reduces the excess over the bound by that fraction.
+        consistency (float or Tensor): in [0, 1]: 0 for the paper's form, 1 to keep the individual
+            mode. A value between reduces the excess over the bound by that fraction.
 
     Keyword Args:
         joint (bool): ``True`` (default): the agent axis is an event axis, and ``log_prob`` and
-            ``entropy`` are one number per team, ``[*B]``. ``False``: ``[*B, n_agents]``.
+            ``entropy`` have one value per team, ``[*B]``. ``False``: ``[*B, n_agents]``.
         validate_args (bool, optional): check values (NaN, an agent without an allowed action).
             Default: only on the CPU, where the check is cheap, and never under ``torch.compile``.
 
@@ -94,7 +94,7 @@ class IGCCategorical(Independent):
         >>> import torch
         >>> logits = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.5, 0.0]]])
         >>> noise = torch.tensor([[[-9.0, 0.0, 9.0], [9.0, -9.0, 0.0]]])
-        >>> IGCCategorical(logits, noise).mode  # the paper's form leaves the individual mode
+        >>> IGCCategorical(logits, noise).mode  # not the individual mode
         tensor([[2, 0]])
         >>> IGCCategorical(logits, noise, consistency=1.0).mode
         tensor([[0, 1]])
@@ -153,7 +153,7 @@ class IGCCategorical(Independent):
         return self.individual_logits.argmax(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCCategorical:
-        # `logits` are final, so that the copy needs no noise, temperature or clipping of its own.
+        # Noise, temperature and clipping are part of `logits` already.
         batch_shape = torch.Size(batch_shape)
         shape = batch_shape + self.event_shape + self.base_dist.logits.shape[-1:]
         new = Independent.expand(self, batch_shape, _instance=self.__new__(type(self)))
@@ -164,7 +164,7 @@ class IGCCategorical(Independent):
 
 
 def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Log-probabilities; a forbidden action has the lowest finite number, so gradients exist."""
+    """Log-softmax over allowed actions; other actions get the lowest finite number."""
     if mask is None:
         return logits.log_softmax(-1)
     lowest = torch.finfo(logits.dtype).min
@@ -238,7 +238,7 @@ def _check_inputs(
 
 
 def check_coefficients(owner: str, **coefficients: Coefficient) -> None:
-    """Raise for numbers out of range; tensors are not looked at."""
+    """Raise a ValueError for a number out of range; tensors are not checked."""
     for name, value in coefficients.items():
         valid, expected = _RANGES[name]
         if not isinstance(value, torch.Tensor) and not valid(value):

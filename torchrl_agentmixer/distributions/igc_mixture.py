@@ -1,4 +1,4 @@
-"""A mixture of joint policies: the team draws one component, which all agents follow."""
+"""Mixture of joint categorical policies with one component per team."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _LOWEST = -1e9
 
 
 class IGCMixture(MixtureSameFamily):
-    r"""Joint categorical policy that is a mixture of several, each as in Eq. 12.
+    r"""Mixture of joint categorical policies, each as in Eq. 12.
 
     .. math:: \pi_\theta(a) = (1 - \beta) \prod_i \pi_{\phi_i}(a_i)
               + \beta \sum_m w_m \prod_i \pi_{\theta, m, i}(a_i)
 
-    Given the state, the paper's joint policy is a product over agents unless a random seed
-    :math:`\omega` reaches the Policy Modifier. Here :math:`\omega` is the component :math:`m`. It
-    is drawn once per team, with learned weights :math:`w` that depend on the state, and
-    ``log_prob`` sums it out exactly. So agents are correlated even in a game with one state.
+    Given the state, the paper's joint policy is a product over agents unless the Policy Modifier
+    reads a random seed :math:`\omega`. Here :math:`\omega` is the component :math:`m`, drawn once
+    per team with learned weights :math:`w` that depend on the state. ``log_prob`` marginalizes it
+    exactly. Agents are thus correlated even in a game with one state.
     The first component is the product of the individual policies; the others are
     :class:`IGCCategorical` around the same logits, each with its own perturbation.
     One perturbation and ``modified_share`` :math:`\beta < 1` is the mixture of a joint and an
@@ -48,19 +48,18 @@ class IGCMixture(MixtureSameFamily):
         temperature, strength, consistency (float or Tensor): of every modified component, see
             :class:`IGCCategorical`. ``consistency=1`` keeps the individual modes in all components
             and in the mixture.
-        modified_share (float or Tensor): :math:`\beta` in [0, 1]. A tensor has one number per agent
-            like the other coefficients and broadcasts to ``[*B, n_agents, 1]``; the first agent's
-            number counts.
+        modified_share (float or Tensor): :math:`\beta` in [0, 1]. A tensor broadcasts to
+            ``[*B, n_agents, 1]`` like the other coefficients; the first agent's value is used.
 
     Keyword Args:
         validate_args (bool, optional): as in :class:`IGCCategorical`.
 
     Raises:
-        ValueError: as :class:`IGCCategorical`, and for component weights that do not fit.
+        ValueError: as :class:`IGCCategorical`, and for component logits of the wrong shape.
 
     Examples:
         >>> import torch
-        >>> logits = torch.zeros(1, 2, 2)  # two agents that toss a coin each
+        >>> logits = torch.zeros(1, 2, 2)  # two agents, two actions each
         >>> heads_or_tails = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])  # [n_components, n_actions]
         >>> dist = IGCMixture(
         ...     logits, heads_or_tails.expand(1, 2, 2, 2), torch.zeros(1, 2), strength=10.0
@@ -129,7 +128,7 @@ class IGCMixture(MixtureSameFamily):
         return self.component_distribution.base_dist.logits  # type: ignore[attr-defined]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:  # type: ignore[override]
-        """Joint actions ``[*sample_shape, *B, n_agents]``, of one component for all agents."""
+        """Joint actions ``[*sample_shape, *B, n_agents]``."""
         shape = torch.Size(sample_shape)
         with torch.no_grad():
             drawn = self.mixture_distribution.sample(shape)[..., None, None, None]
@@ -149,7 +148,7 @@ class IGCMixture(MixtureSameFamily):
         """The most probable joint action, ``[*B, n_agents]``.
 
         With more than ``MAX_JOINT_ACTIONS`` joint actions, the most probable one among the
-        components' modes. Ties, up to rounding, go to the individual modes.
+        components' modes. Ties, up to rounding, are broken in favor of the individual modes.
         """
         if self.n_joint_actions <= MAX_JOINT_ACTIONS:
             score, best = _log(self._joint_probs()).max(-1)
@@ -211,7 +210,7 @@ class IGCMixture(MixtureSameFamily):
 
 
 def _log(probs: torch.Tensor) -> torch.Tensor:
-    """The logarithm; of what rounds to zero, that of the smallest normal number."""
+    """Logarithm with the argument clamped at the smallest normal number."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 

@@ -1,4 +1,4 @@
-"""Gaussian joint policies that keep the individual modes (AgentMixer, continuous case)."""
+"""Joint Gaussian policies of AgentMixer (continuous actions)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from torch.distributions import Independent, Normal, constraints
 from torchrl.modules import TanhNormal
 
 from torchrl_agentmixer.distributions._validation import check_finite, check_rank, should_validate
-
-
-def _event_dims(joint: bool) -> int:
-    return 2 if joint else 1
 
 
 def _check_normal(
@@ -37,12 +33,12 @@ def _check_normal(
 
 
 class IGCNormal(Independent):
-    r"""Joint Gaussian policy whose mode is the individual policies' mode, exactly.
+    r"""Joint Gaussian policy with the individual means.
 
-    The individual policies say where the team goes, the Policy Modifier how far it deviates:
+    The individual policies give the means, the Policy Modifier the standard deviations:
     :math:`\pi_\theta(a|s) = \mathcal{N}([\mu_{\phi^i}]_{i=1}^n, \sigma_\theta^2(s))` (AgentMixer,
-    "Continuous Case", `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). Definition 6 (IGC)
-    holds by construction, because a Gaussian's mode is its mean.
+    "Continuous Case", `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). The mode of a
+    Gaussian is its mean, so Definition 6 (IGC) holds by construction.
 
     Args:
         loc (Tensor): individual means :math:`\mu_\phi`, shape ``[*B, n_agents, action_dim]``.
@@ -50,11 +46,10 @@ class IGCNormal(Independent):
             action, broadcastable to ``loc``.
 
     Keyword Args:
-        joint (bool): if ``True`` (default) the agent axis is an event axis and ``log_prob`` and
-            ``entropy`` are one number for the team, ``[*B]``; if ``False`` one for each agent,
-            ``[*B, n_agents]``.
-        validate_args (bool, optional): check the values of ``loc`` and ``scale``. By default on the
-            CPU, where it is cheap, and not on an accelerator; never under ``torch.compile``.
+        joint (bool): ``True`` (default): the agent axis is an event axis, and ``log_prob`` and
+            ``entropy`` have one value per team, ``[*B]``. ``False``: ``[*B, n_agents]``.
+        validate_args (bool, optional): check the values of ``loc`` and ``scale``. Default: only on
+            the CPU, where the check is cheap, and never under ``torch.compile``.
 
     Raises:
         ValueError: for a missing agent axis, zero agents, shapes that do not broadcast or, where
@@ -82,9 +77,7 @@ class IGCNormal(Independent):
     ) -> None:
         _check_normal(type(self).__name__, loc, scale, joint, validate_args)
         self.joint = joint
-        super().__init__(
-            Normal(loc, scale, validate_args=False), _event_dims(joint), validate_args=False
-        )
+        super().__init__(Normal(loc, scale, validate_args=False), 1 + joint, validate_args=False)
 
     @property
     def loc(self) -> torch.Tensor:
@@ -109,12 +102,11 @@ class IGCNormal(Independent):
 
 
 class IGCTanhNormal(TanhNormal):
-    r"""Squashed :class:`IGCNormal` for bounded actions, on TorchRL's ``TanhNormal``.
+    r"""Tanh-squashed :class:`IGCNormal` for bounded actions, on TorchRL's ``TanhNormal``.
 
-    Its ``deterministic_sample`` is :math:`\tanh(\mu_\phi)` (mapped to ``[low, high]``): the same
-    point for the joint and for the individual policy, whatever the scale, so execution does what
-    was trained. The mode of its *density* is another point, nearer to the bounds, which has no
-    closed form and moves with the scale; asking for ``mode`` raises.
+    ``deterministic_sample`` is :math:`\tanh(\mu_\phi)`, mapped to ``[low, high]``: the same point
+    for the joint and the individual policy, for every scale. The mode of the *density* is nearer
+    to the bounds, depends on the scale and has no closed form: ``mode`` raises.
 
     Args:
         loc (Tensor): individual means before squashing, ``[*B, n_agents, action_dim]``.
@@ -128,7 +120,7 @@ class IGCTanhNormal(TanhNormal):
 
     Raises:
         ValueError: as :class:`IGCNormal`.
-        RuntimeError: if ``high`` is not above ``low``, or ``mode`` is asked for.
+        RuntimeError: if ``high`` is not above ``low``, and in ``mode``.
 
     Examples:
         >>> import torch
@@ -157,23 +149,23 @@ class IGCTanhNormal(TanhNormal):
         _check_normal(type(self).__name__, loc, scale, joint, validate_args)
         self.joint = joint
         loc, scale = torch.broadcast_tensors(loc, scale)
-        if loc.dtype != torch.get_default_dtype():  # in which TanhNormal would hold the numbers
+        if loc.dtype != torch.get_default_dtype():  # TanhNormal stores numbers in it
             low, high = (
                 torch.as_tensor(x, dtype=loc.dtype, device=loc.device) for x in (low, high)
             )
-        super().__init__(loc, scale, low=low, high=high, event_dims=_event_dims(joint))
+        super().__init__(loc, scale, low=low, high=high, event_dims=1 + joint)
 
     @property
     def support(self) -> constraints.Constraint:
         interval = constraints.interval(self.low, self.high)
-        return constraints.independent(interval, _event_dims(self.joint))
+        return constraints.independent(interval, 1 + self.joint)
 
     def entropy(self) -> torch.Tensor:
         r"""Differential entropy, ``[*B]`` (``joint``) or ``[*B, n_agents]``, in nats.
 
         :math:`H[\mathcal N] + E[\log |dy/dx|]`, the expectation by Gauss-Hermite quadrature with
-        32 nodes: deterministic and differentiable, with an error under 1e-3 nats for each action
-        dimension while ``scale <= 2``.
+        32 nodes: deterministic and differentiable, with an error under 1e-3 nats per action
+        dimension for ``scale <= 2``.
         """
         nodes = self.loc.new_tensor(self._NODES)
         weights = self.loc.new_tensor(self._WEIGHTS) / math.sqrt(2 * math.pi)
@@ -181,7 +173,7 @@ class IGCTanhNormal(TanhNormal):
         log_det = 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(x)^2)
         stretch = ((self.high - self.low) / 2).to(self.loc).log()
         per_dim = (log_det * weights).sum(-1) + stretch  # [*B, n, A]
-        return self.base_dist.entropy() + per_dim.flatten(-_event_dims(self.joint)).sum(-1)
+        return self.base_dist.entropy() + per_dim.flatten(-1 - self.joint).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCTanhNormal:
         shape = torch.Size(batch_shape) + self.event_shape

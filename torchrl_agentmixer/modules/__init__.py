@@ -1,4 +1,4 @@
-"""Networks: actors, the Policy Modifier, critics, and those of the compared methods."""
+"""Networks: actors, Policy Modifier, critics, and networks of MAT and MAVEN."""
 
 from __future__ import annotations
 

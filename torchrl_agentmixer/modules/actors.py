@@ -1,24 +1,26 @@
-"""Decentralized actors: every agent maps its own observation to its policy's parameters."""
+"""Decentralized actors: networks from each agent's observation to its policy's parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
+from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 
 class MultiAgentBody(MultiAgentNetBase):
-    """A LayerNorm MLP for each agent, batched: a thin specialization of TorchRL's multi-agent nets.
+    """One LayerNorm MLP per agent, on TorchRL's ``MultiAgentNetBase``.
 
-    LayerNorm on the input, then Linear -> ReLU -> LayerNorm for each hidden width (the authors'
-    actor), and a last Linear if ``out_dim`` is given. Agents with separate parameters run as one
-    batched call.
+    LayerNorm on the input, then Linear -> ReLU -> LayerNorm per hidden width (the authors' actor),
+    and a last Linear if ``out_dim`` is given. Separate networks run as one batched call.
 
     Args:
         n_agents (int): number of agents.
@@ -30,7 +32,7 @@ class MultiAgentBody(MultiAgentNetBase):
         share_params (bool): one set of parameters for all agents.
         input_norm (bool): LayerNorm on the input.
         out_gain (float): gain of the last Linear's orthogonal initialization.
-        device (optional): where to build the parameters.
+        device (optional): device of the parameters.
 
     Raises:
         ValueError: for zero agents, or an input of the wrong shape.
@@ -54,10 +56,7 @@ class MultiAgentBody(MultiAgentNetBase):
         out_gain: float = 0.01,
         device: torch.device | str | None = None,
     ) -> None:
-        if n_agents < 1:
-            raise ValueError(f"{type(self).__name__}: expected `n_agents` >= 1, got {n_agents}.")
-        if in_dim < 1:
-            raise ValueError(f"{type(self).__name__}: expected `in_dim` >= 1, got {in_dim}.")
+        check_at_least(type(self).__name__, 1, n_agents=n_agents, in_dim=in_dim)
         self.in_dim = in_dim
         super().__init__(
             n_agents=n_agents,
@@ -98,7 +97,7 @@ class MultiAgentBody(MultiAgentNetBase):
 
 
 class _Actor(nn.Module):
-    """Body and head shared by both kinds of actor; ``forward`` is theirs."""
+    """Body, optional GRU and head of both actors."""
 
     def __init__(
         self,
@@ -119,52 +118,52 @@ class _Actor(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: expected at least one hidden width, got none."
             )
-        if memory_dim < 0:
-            raise ValueError(
-                f"{type(self).__name__}: expected `memory_dim` >= 0, got {memory_dim}."
-            )
+        check_at_least(type(self).__name__, 0, memory_dim=memory_dim)
         self.n_agents = n_agents
         self.observation_dim = observation_dim
         self.memory_dim = memory_dim
         self.features_dim = memory_dim or hidden[-1]
         self.agent_one_hot = share_params if agent_one_hot is None else agent_one_hot
-        extra = n_agents if self.agent_one_hot else 0
-        self.body = MultiAgentBody(
-            n_agents,
-            observation_dim + extra,
-            hidden=hidden,
-            share_params=share_params,
-            input_norm=input_norm,
-            device=device,
-        )
+        common: dict[str, Any] = {"share_params": share_params, "device": device}
+        net: Any = partial(MultiAgentBody, n_agents, **common)
+        in_dim = observation_dim + (n_agents if self.agent_one_hot else 0)
+        self.body = net(in_dim, hidden=hidden, input_norm=input_norm)
         if memory_dim:
-            self.memory = MultiAgentGRU(
-                n_agents, hidden[-1], memory_dim, share_params=share_params, device=device
-            )
-            self.memory_norm = MultiAgentBody(
-                n_agents, memory_dim, hidden=(), share_params=share_params, device=device
-            )
-        self.head = MultiAgentBody(
-            n_agents,
-            self.features_dim,
-            hidden=(),
-            out_dim=out_dim,
-            share_params=share_params,
-            input_norm=False,
-            out_gain=head_gain,
-            device=device,
+            self.memory = MultiAgentGRU(n_agents, hidden[-1], memory_dim, **common)
+            self.memory_norm = net(memory_dim, hidden=())
+        self.head = net(
+            self.features_dim, hidden=(), out_dim=out_dim, input_norm=False, out_gain=head_gain
         )
         self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents, device=device), persistent=False)
 
-    def _run(
+    def params(self, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The policies' parameters for the head's output ``[*B, n, out_dim]``."""
+        return (output,)
+
+    def forward(
         self,
         observation: torch.Tensor,
-        memory: torch.Tensor | None,
-        is_init: torch.Tensor | None,
-        unroll: bool,
+        memory: torch.Tensor | None = None,
+        is_init: torch.Tensor | None = None,
+        *,
+        unroll: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        """Head's output and features, and the new memory if there is one."""
+        """Map observations ``[*B, n, o]`` to policy parameters and features ``[*B, n, d]``.
+
+        Args:
+            observation (Tensor): ``[*B, n, o]``.
+            memory (Tensor, optional): the GRU's memory ``[*B, n, m]``.
+            is_init (Tensor, optional): ``[*B, 1]``, true at the first step of an episode, where the
+                memory is set to zero.
+
+        Keyword Args:
+            unroll (bool): the last batch dimension is time: observations ``[*B, T, n, o]``,
+                ``is_init`` ``[*B, T, 1]``, and the memory before the first step ``[*B, n, m]``.
+
+        Returns:
+            tuple of Tensor: parameters, features and, with a GRU, the new memory, per step.
+        """
         if tuple(observation.shape[-2:]) != (self.n_agents, self.observation_dim):
             raise ValueError(
                 f"{type(self).__name__}: expected an observation of shape [*B, {self.n_agents}, "
@@ -175,40 +174,39 @@ class _Actor(nn.Module):
             observation = torch.cat([observation, one_hot], -1)
         features = self.body(observation)  # [*B, n, d]
         if not self.memory_dim:
-            return self.head(features), features
+            return *self.params(self.head(features)), features
         if memory is None or is_init is None:
             raise ValueError(
-                f"{type(self).__name__}: expected `memory` and `is_init`, for `memory_dim` is "
-                f"{self.memory_dim}, got none."
+                f"{type(self).__name__} with `memory_dim` {self.memory_dim}: expected `memory` and "
+                "`is_init`, got None."
             )
         if unroll:
             memory = self.memory.unroll(features, memory, is_init)
         else:
             memory = self.memory(features, memory.masked_fill(is_init.unsqueeze(-1), 0.0))
         features = self.memory_norm(memory)
-        return self.head(features), features, memory
+        return *self.params(self.head(features)), features, memory
 
 
 class CategoricalActor(_Actor):
-    """Individual categorical policies: own observation in, ``logits`` and ``features`` out.
+    """Actors of discrete actions: observations to ``logits`` and ``features``.
 
     Args:
         n_agents (int): number of agents.
         observation_dim (int): entries of one agent's observation.
-        n_actions (int): actions of one agent.
+        n_actions (int): number of actions of one agent.
 
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers; the last is the features' width.
         share_params (bool): one network for all agents; separate networks by default.
         agent_one_hot (bool, optional): append the agent's one-hot to its observation. Default:
             only when parameters are shared.
-        input_norm (bool): LayerNorm on the input, as the authors do. It leaves of an observation
-            only what does not change with its mean and its spread: switch it off where entries
-            are few and scaled already.
-        memory_dim (int): width of a GRU between the hidden layers and the head, with a LayerNorm
-            after it; 0 for none. ``forward`` takes and returns its memory then.
+        input_norm (bool): LayerNorm on the input, as in the authors' networks. It removes mean and
+            scale of an observation: use ``False`` for few entries that are scaled already.
+        memory_dim (int): width of a GRU between the hidden layers and the head, followed by a
+            LayerNorm; 0 for none.
         head_gain (float): gain of the last layer's orthogonal initialization.
-        device (optional): where to build the parameters.
+        device (optional): device of the parameters.
 
     Raises:
         ValueError: for zero agents, or an observation of the wrong shape.
@@ -221,32 +219,15 @@ class CategoricalActor(_Actor):
         (torch.Size([4, 3, 5]), torch.Size([4, 3, 64]))
     """
 
-    def __init__(self, n_agents: int, observation_dim: int, n_actions: int, **kwargs) -> None:
+    def __init__(self, n_agents: int, observation_dim: int, n_actions: int, **kwargs: Any) -> None:
         super().__init__(n_agents, observation_dim, n_actions, **kwargs)
-
-    def forward(
-        self,
-        observation: torch.Tensor,
-        memory: torch.Tensor | None = None,
-        is_init: torch.Tensor | None = None,
-        *,
-        unroll: bool = False,
-    ) -> tuple[torch.Tensor, ...]:
-        """Map observations ``[*B, n, o]`` to logits ``[*B, n, K]`` and features ``[*B, n, d]``.
-
-        With a GRU also read its memory ``[*B, n, m]`` and ``is_init`` ``[*B, 1]``, true where an
-        episode starts and the memory is zero, and return the new memory. With ``unroll`` the last
-        batch dimension is time: observations ``[*B, T, n, o]`` and ``is_init`` ``[*B, T, 1]``, the
-        memory before the first step ``[*B, n, m]``, and all outputs for every step.
-        """
-        return self._run(observation, memory, is_init, unroll)
 
 
 class GaussianActor(_Actor):
-    r"""Individual Gaussian policies: own observation in, ``loc``, ``scale`` and ``features`` out.
+    r"""Actors of continuous actions: observations to ``loc``, ``scale`` and ``features``.
 
-    The scale is :math:`b\,\sigma(p)` with one free parameter :math:`p` for each agent and action
-    dimension, as in the authors' continuous actors (:math:`b = 0.5`, :math:`p = 1` at first).
+    The scale is :math:`b\,\sigma(p)` with one free parameter :math:`p` per agent and action
+    dimension, as in the authors' continuous actors (:math:`b = 0.5`, initially :math:`p = 1`).
 
     Args:
         n_agents (int): number of agents.
@@ -275,7 +256,7 @@ class GaussianActor(_Actor):
         action_dim: int,
         *,
         scale_bound: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(n_agents, observation_dim, action_dim, **kwargs)
         self.scale_bound = scale_bound
@@ -283,18 +264,6 @@ class GaussianActor(_Actor):
             torch.ones(n_agents, action_dim, device=kwargs.get("device"))
         )
 
-    def forward(
-        self,
-        observation: torch.Tensor,
-        memory: torch.Tensor | None = None,
-        is_init: torch.Tensor | None = None,
-        *,
-        unroll: bool = False,
-    ) -> tuple[torch.Tensor, ...]:
-        """Map ``[*B, n, o]`` to loc and scale ``[*B, n, A]`` and features ``[*B, n, d]``.
-
-        Memory as in :meth:`CategoricalActor.forward`.
-        """
-        loc, *rest = self._run(observation, memory, is_init, unroll)
+    def params(self, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
         scale = self.scale_bound * torch.sigmoid(self.scale_param)
-        return loc, scale.expand_as(loc), *rest
+        return output, scale.expand_as(output)

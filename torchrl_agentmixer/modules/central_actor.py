@@ -1,4 +1,4 @@
-"""One network that acts for all agents: the state in, every agent's policy out."""
+"""Centralized actor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
 
 class CentralActor(nn.Module):
-    r"""The expert: the state in, the parameters of every agent's policy out.
+    r"""Centralized actor (AIL's expert): maps the state to the parameters of all agents' policies.
 
-    Linear -> ReLU -> LayerNorm blocks and a linear head for each group. Scales of continuous
-    actions do not depend on the state, as in :class:`GaussianActor`: :math:`b\,\sigma(p)`, with a
-    free parameter :math:`p`, 1 at first, and :math:`b` = ``scale_bound``.
+    Linear -> ReLU -> LayerNorm blocks and one linear head per group. Scales of continuous actions
+    do not depend on the state, as in :class:`GaussianActor`.
 
     Args:
         groups (sequence of AgentGroup): the agents.

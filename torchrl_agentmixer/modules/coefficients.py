@@ -9,6 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
@@ -17,10 +18,10 @@ _ANNEALED = Schedule(3.0, 0.0, until=0.5)
 
 @dataclass(kw_only=True)
 class IGCSchedules:
-    r"""Coefficients of the discrete joint policy over training; each a number or a schedule.
+    r"""Coefficients of the discrete joint policy over training; numbers or schedules.
 
-    The defaults correlate the team during the first half of training, end as the product of the
-    individual policies, and sharpen these in the second half.
+    The defaults anneal the correlation to zero during the first half of training, and lower the
+    temperature of the individual policies in the second half.
 
     Args:
         temperature: :math:`\tau` of Eq. 12 of `arXiv 2401.08728
@@ -42,18 +43,17 @@ class IGCSchedules:
 
 
 class IGCCoefficients(TensorDictModuleBase):
-    """Write the coefficients that the discrete IGC distributions read.
+    """Module that writes the coefficients of the discrete IGC distributions.
 
-    The values are buffers. :meth:`set` and :meth:`anneal` change them in place, so that collectors,
-    losses and compiled graphs that hold the policy see the new values.
+    The values are buffers that :meth:`set` and :meth:`anneal` change in place: collectors, losses
+    and compiled graphs of the policy read the new values.
 
     Args:
         logits_keys (sequence of NestedKey): one entry ``[*B, n_agents, n_actions]`` per group.
             Each coefficient is written next to it, with shape ``[*B, n_agents, 1]``.
 
     Keyword Args:
-        **schedules (float, Schedule or mapping): names of the coefficients, and their values over
-            training.
+        **schedules (float, Schedule or mapping): values over training by name of coefficient.
 
     Raises:
         ValueError: in :meth:`set`, for an unknown name.
@@ -82,11 +82,8 @@ class IGCCoefficients(TensorDictModuleBase):
 
     def set(self, **coefficients: float) -> None:
         """Set coefficients to numbers."""
+        check_known("coefficient", coefficients, self.schedules)
         for name, value in coefficients.items():
-            if name not in self.schedules:
-                raise ValueError(
-                    f"IGCCoefficients: expected one of {list(self.schedules)}, got {name!r}."
-                )
             getattr(self, name).fill_(value)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

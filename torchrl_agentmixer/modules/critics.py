@@ -1,4 +1,4 @@
-"""Value networks: one for the team on the state, or one for each agent on its own observation."""
+"""Value networks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.modules import ValueNorm
 
+from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.modules.actors import MultiAgentBody
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp
 
 
 class CentralCritic(nn.Module):
-    """Team value of the state: LayerNorm, then Linear -> ReLU -> LayerNorm blocks, then Linear.
+    """Centralized critic: state value of the team.
+
+    LayerNorm, then Linear -> ReLU -> LayerNorm blocks, then Linear.
 
     Args:
         state_dim (int): entries of the state.
@@ -25,10 +28,10 @@ class CentralCritic(nn.Module):
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
         input_norm (bool): LayerNorm on the input.
-        device (optional): where to build the parameters.
+        device (optional): device of the parameters.
 
     Raises:
-        ValueError: for an empty state, or a state of the wrong size.
+        ValueError: for a state of zero entries, or of the wrong size.
 
     Examples:
         >>> import torch
@@ -45,8 +48,7 @@ class CentralCritic(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if state_dim < 1:
-            raise ValueError(f"CentralCritic: expected `state_dim` >= 1, got {state_dim}.")
+        check_at_least("CentralCritic", 1, state_dim=state_dim)
         self.state_dim = state_dim
         self.net = layer_norm_mlp(state_dim, hidden, input_norm=input_norm, device=device)
         self.net.append(
@@ -64,30 +66,30 @@ class CentralCritic(nn.Module):
 
 
 class JointActionCritic(nn.Module):
-    """Team value of a joint action in a state, :math:`Q(s, a)`: the layers of CentralCritic.
+    """Centralized action-value critic :math:`Q(s, a)` of the joint action.
+
+    State and joint action are the input of a :class:`CentralCritic`.
 
     Args:
         state_dim (int): entries of the state.
-        action_dim (int): entries of the joint action: agents times action dimensions.
+        action_dim (int): entries of the joint action: number of agents times action dimensions.
 
     Keyword Args:
         **kwargs: options of :class:`CentralCritic`.
 
     Raises:
-        ValueError: for an empty state or action, or ones of the wrong size.
+        ValueError: for a state or an action of zero entries, or of the wrong size.
 
     Examples:
         >>> import torch
         >>> critic = JointActionCritic(10, 6)
-        >>> critic(torch.randn(4, 10), torch.randn(4, 3, 2)).shape  # three agents, two dimensions
+        >>> critic(torch.randn(4, 10), torch.randn(4, 3, 2)).shape
         torch.Size([4, 1])
     """
 
     def __init__(self, state_dim: int, action_dim: int, **kwargs: Any) -> None:
         super().__init__()
-        for name, size in {"state_dim": state_dim, "action_dim": action_dim}.items():
-            if size < 1:
-                raise ValueError(f"JointActionCritic: expected `{name}` >= 1, got {size}.")
+        check_at_least("JointActionCritic", 1, state_dim=state_dim, action_dim=action_dim)
         self.state_dim, self.action_dim = state_dim, action_dim
         self.value = CentralCritic(state_dim + action_dim, **kwargs)
 
@@ -103,7 +105,9 @@ class JointActionCritic(nn.Module):
 
 
 class DecentralizedCritic(MultiAgentBody):
-    """A value for each agent from its own observation alone (IPPO, arXiv 2011.09533).
+    """Decentralized critics: one state value per agent from its own observation.
+
+    The critics of IPPO (`arXiv 2011.09533 <https://arxiv.org/abs/2011.09533>`_).
 
     Args:
         n_agents (int): number of agents.
@@ -111,9 +115,7 @@ class DecentralizedCritic(MultiAgentBody):
 
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
-        share_params (bool): one network for all agents.
-        input_norm (bool): LayerNorm on the input.
-        device (optional): where to build the parameters.
+        **kwargs: ``share_params``, ``input_norm`` and ``device`` of :class:`MultiAgentBody`.
 
     Examples:
         >>> import torch
@@ -127,19 +129,10 @@ class DecentralizedCritic(MultiAgentBody):
         observation_dim: int,
         *,
         hidden: Sequence[int] = (64, 64),
-        share_params: bool = False,
-        input_norm: bool = True,
-        device: torch.device | str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            n_agents,
-            observation_dim,
-            hidden=hidden,
-            input_norm=input_norm,
-            out_dim=1,
-            share_params=share_params,
-            out_gain=1.0,
-            device=device,
+            n_agents, observation_dim, hidden=hidden, out_dim=1, out_gain=1.0, **kwargs
         )
 
 
@@ -149,17 +142,17 @@ def value_module(
     out_key: NestedKey = "state_value",
     value_norm: ValueNorm | None = None,
 ) -> TensorDictModule | TensorDictSequential:
-    """A critic as a TorchRL value operator; with ``value_norm`` the network works in its units.
+    """Make a TorchRL value operator of a critic.
 
-    As in MAPPO (arXiv 2103.01955), the network then predicts the *normalized* value, and what is
-    written is in the unit of the return, so that ``GAE`` and ``MAPPOLoss(value_norm=...)``, which
-    normalizes prediction and target alike, can be used unchanged.
+    With ``value_norm`` the network predicts the normalized value, as in MAPPO (`arXiv 2103.01955
+    <https://arxiv.org/abs/2103.01955>`_), and the module writes the value in the unit of the
+    return, as ``GAE`` and ``MAPPOLoss(value_norm=...)`` expect.
 
     Args:
         critic (nn.Module): maps ``in_key``'s entry to a value ``[*B, 1]`` or ``[*B, n_agents, 1]``.
-        in_key (NestedKey): what the critic reads.
-        out_key (NestedKey): where the value is written.
-        value_norm (ValueNorm, optional): the normalizer that is also given to the loss.
+        in_key (NestedKey): input of the critic.
+        out_key (NestedKey): key of the value.
+        value_norm (ValueNorm, optional): the normalizer of the loss.
 
     Examples:
         >>> import torch
@@ -168,9 +161,9 @@ def value_module(
         >>> critic(TensorDict({"state": torch.randn(4, 10)}, [4]))["state_value"].shape
         torch.Size([4, 1])
     """
-    if value_norm is None:
-        return TensorDictModule(critic, in_keys=[in_key], out_keys=[out_key])
     network = TensorDictModule(critic, in_keys=[in_key], out_keys=[out_key])
+    if value_norm is None:
+        return network
     return TensorDictSequential(
         network, TensorDictModule(_Denormalize(value_norm), in_keys=[out_key], out_keys=[out_key])
     )

@@ -1,4 +1,4 @@
-"""Orthogonal initialization, as the compared methods use it."""
+"""Orthogonal initialization."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
-    """Give every ``nn.Linear`` in ``module`` orthogonal weights of this gain and zero biases.
+    """Initialize every ``nn.Linear`` with orthogonal weights of gain ``gain`` and zero biases.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""MAVEN's networks: utilities of the agents and a mixer of them, both given a latent."""
+"""Networks of MAVEN: utilities and mixer, conditioned on a latent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchrl_agentmixer.modules.actors import MultiAgentBody
 
 
 class LatentUtilities(nn.Module):
-    r"""Every agent's utilities of its actions, :math:`Q_i(o_i, a; z)`: a last layer for each z.
+    r"""Utilities of the agents' actions given a latent, :math:`Q_i(o_i, a; z)`.
 
-    The paper generates the last layer by a network from one-hot z and agent; over finitely many of
-    both that is a choice among layers, and here they are parameters.
+    The paper's hypernetwork maps one-hot z and agent to the last layer. Both are finite: here every
+    z and agent has a last layer among the parameters.
 
     Args:
         n_agents (int): number of agents.
@@ -25,7 +25,7 @@ class LatentUtilities(nn.Module):
         num_latents (int): values of the latent.
 
     Keyword Args:
-        share_params (bool): one network for all agents, which then reads the agent's index as well.
+        share_params (bool): one network for all agents; it also reads the agent's one-hot.
         **kwargs: options of :class:`MultiAgentBody`.
 
     Examples:
@@ -68,7 +68,7 @@ class LatentUtilities(nn.Module):
 
 
 class LatentMixer(nn.Module):
-    r"""QMIX's monotone mixer on the state and the latent: :math:`Q_{tot}(s, z)`, on ``QMixer``.
+    r"""Monotonic mixer of QMIX on state and latent, :math:`Q_{tot}(s, z)` (TorchRL's ``QMixer``).
 
     Args:
         n_agents (int): number of agents.
@@ -76,7 +76,7 @@ class LatentMixer(nn.Module):
         num_latents (int): values of the latent.
 
     Keyword Args:
-        mixer_dim (int): width.
+        mixer_dim (int): width of the mixing network.
 
     Examples:
         >>> mixer = LatentMixer(3, 10, num_latents=8)

@@ -25,7 +25,7 @@ class MixerBlock(nn.Module):
     2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
     Args:
-        n_agents (int): length of the agent axis. It is fixed: agent-mixing has weights for it.
+        n_agents (int): length of the agent axis, fixed by the weights of agent-mixing.
         channels (int): width ``d`` of each agent's token.
         agent_hidden (int, optional): hidden width of agent-mixing. Default ``d // 2``.
         channel_hidden (int, optional): hidden width of channel-mixing. Default ``4 * d``.

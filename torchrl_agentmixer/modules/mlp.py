@@ -1,4 +1,4 @@
-"""The LayerNorm MLP that actors and critics share."""
+"""MLP with LayerNorm, of actors and critics."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def layer_norm_mlp(
     input_norm: bool,
     device: torch.device | str | None = None,
 ) -> nn.Sequential:
-    """Linear -> ReLU -> LayerNorm for each hidden width, orthogonal of gain sqrt(2).
+    """MLP of Linear -> ReLU -> LayerNorm layers, orthogonal with gain sqrt(2).
 
     Args:
         in_dim (int): entries of the input.
-        hidden (sequence of int): widths; without any, only the input norm is left.
+        hidden (sequence of int): widths; may be empty.
 
     Keyword Args:
         input_norm (bool): LayerNorm on the input.
-        device (optional): where to build the parameters; those on ``"meta"`` stay as they are.
+        device (optional): device of the parameters; on ``"meta"`` they are not initialized.
 
     Examples:
         >>> import torch

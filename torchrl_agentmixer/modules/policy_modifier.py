@@ -1,4 +1,4 @@
-"""The Policy Modifier: reads individual policies and the state, writes the team's deviation."""
+"""AgentMixer's Policy Modifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import nn
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_at_least, check_known, check_values
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mixer import MixerBlock
@@ -24,11 +24,10 @@ class DiscreteModifierOptions:
 
     Args:
         channels: token width ``d``.
-        head_gain: gain of the heads' orthogonal initialization. It sets how far the joint policy
-            deviates at first; the authors use 0.01.
-        num_components: perturbations per agent and log-weights of the team, for
-            :class:`~torchrl_agentmixer.distributions.IGCMixture`; 0 is the paper's single
-            perturbation (Eq. 12).
+        head_gain: gain of the heads' orthogonal initialization, which sets the initial deviation of
+            the joint policy; the authors use 0.01.
+        num_components: components of :class:`~torchrl_agentmixer.distributions.IGCMixture`, or 0
+            for the paper's form with one perturbation (Eq. 12).
     """
 
     channels: int = 32
@@ -54,15 +53,15 @@ class ContinuousModifierOptions:
 
 
 class PolicyModifier(TensorDictModuleBase):
-    r"""MLP-Mixer over agents that turns individual policies and the state into joint deviations.
+    r"""MLP-Mixer from the state and the individual policies to the joint policy's deviation.
 
-    Per agent it concatenates the encoded state, the encoded policy parameters, a one-hot of the
-    agent and the actor's features, projects them to a token of width ``channels``, mixes the tokens
-    of all agents of all groups (:class:`~torchrl_agentmixer.modules.MixerBlock`), and writes one
-    output per agent (AgentMixer, Eq. 5, `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
-    Groups of different sizes have their own encoder and head and share the mixer block.
+    AgentMixer, Eq. 5 (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). The token of an
+    agent, of width ``channels``, is a projection of the encoded state, the encoded policy
+    parameters, the agent's one-hot and the actor's features. A
+    :class:`~torchrl_agentmixer.modules.MixerBlock` mixes the tokens of all agents of all groups.
+    Each group has its own encoder and head.
 
-    Layout, for each group of agents (``"agents"`` below):
+    Layout, per group of agents (``"agents"`` below):
 
     - reads ``"state"`` ``[*B, s]``; ``("agents", "logits")`` ``[*B, n, K]`` or ``("agents",
       "loc")`` and ``("agents", "scale")`` ``[*B, n, A]``; and, with ``features_dim``,
@@ -72,9 +71,9 @@ class PolicyModifier(TensorDictModuleBase):
     - writes for continuous actions ``("agents", "joint_scale")`` :math:`c\,\sigma(g x)`, ``[*B, n,
       A]``.
 
-    :meth:`set_keys` renames entries; those of agents are named inside their group. Policy
-    parameters and features enter detached: the Modifier reads the individual policies and does not
-    train them through its input. Called with tensors instead of a tensordict, it returns tensors.
+    :meth:`set_keys` renames entries; keys of agents are relative to their group. Policy parameters
+    and features are detached: no gradient of the Modifier reaches the individual policies. Called
+    with tensors instead of a tensordict, it returns tensors.
 
     Args:
         groups (sequence of AgentGroup): the agents.
@@ -82,13 +81,13 @@ class PolicyModifier(TensorDictModuleBase):
 
     Keyword Args:
         features_dim (int or mapping): size of the actors' features, of all groups or by group name;
-            0 where the actors write none.
+            0 without features.
         **options: fields of :class:`DiscreteModifierOptions` if all groups have discrete actions,
-            else of :class:`ContinuousModifierOptions`. A mixture needs discrete actions everywhere.
+            else of :class:`ContinuousModifierOptions`. A mixture needs all groups discrete.
 
     Raises:
-        ValueError: for no group, an unknown option, a size out of range, and in ``forward`` for an
-            entry of the wrong shape.
+        ValueError: without a group, for an unknown option, a size out of range, and in ``forward``
+            for an entry of the wrong shape.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -104,7 +103,7 @@ class PolicyModifier(TensorDictModuleBase):
 
     @dataclass
     class _AcceptedKeys:
-        """Keys of :meth:`PolicyModifier.set_keys`; all but the first two are inside a group."""
+        """Keys of :meth:`PolicyModifier.set_keys`; all except the first two are inside a group."""
 
         state: NestedKey = "state"
         component_logits: NestedKey = "component_logits"
@@ -135,9 +134,7 @@ class PolicyModifier(TensorDictModuleBase):
             for group in groups
         ]
         channels = self.options.channels
-        for name, size in {"state_dim": state_dim, "channels": channels}.items():
-            if size < 1:
-                raise ValueError(f"PolicyModifier: expected `{name}` >= 1, got {size}.")
+        check_at_least("PolicyModifier", 1, state_dim=state_dim, channels=channels)
         n_agents = sum(group.n_agents for group in groups)
 
         self.state_encoder = _encoder(state_dim, channels)
@@ -163,15 +160,13 @@ class PolicyModifier(TensorDictModuleBase):
         self.set_keys()
 
     def set_keys(self, **keys: NestedKey) -> None:
-        """Rename entries; names that are not given return to their defaults.
+        """Set the keys of entries; other entries get their default keys.
 
         Raises:
             ValueError: for an unknown name.
         """
         known = [field.name for field in fields(self._AcceptedKeys)]
-        for name in keys:
-            if name not in known:
-                raise ValueError(unknown_name("key of PolicyModifier", name, known))
+        check_known("key of PolicyModifier", keys, known)
         self.tensor_keys = self._AcceptedKeys(**keys)
         self.in_keys = [self.tensor_keys.state]
         self.out_keys = []
@@ -189,7 +184,7 @@ class PolicyModifier(TensorDictModuleBase):
         return (group.name, *((inside,) if isinstance(inside, str) else inside))
 
     def params_keys(self, group: AgentGroup) -> list[NestedKey]:
-        """The keys of the parameters of a group's individual policies."""
+        """Keys of the parameters of a group's individual policies."""
         return [self.key(group, name) for name in group.param_names]
 
     @dispatch
@@ -211,7 +206,7 @@ class PolicyModifier(TensorDictModuleBase):
         params: Sequence[torch.Tensor],
         features: Sequence[torch.Tensor | None],
     ) -> tuple[torch.Tensor, ...]:
-        """The same on tensors.
+        """Compute the outputs from tensors.
 
         Args:
             state (Tensor): ``[*B, state_dim]``.
@@ -219,7 +214,7 @@ class PolicyModifier(TensorDictModuleBase):
             features (sequence of Tensor or None): features of each group, ``[*B, n, f]``.
 
         Returns:
-            tuple of Tensor: what ``out_keys`` name.
+            tuple of Tensor: the entries of ``out_keys``.
         """
         _check("state", state, (self.state_dim,))
         context = self.state_encoder(state).unsqueeze(-2)  # [*B, 1, d]
@@ -256,7 +251,7 @@ class PolicyModifier(TensorDictModuleBase):
         return *outputs, self.component_head(mixed.mean(-2))
 
     def output(self, group: AgentGroup, x: torch.Tensor) -> torch.Tensor:
-        """What is written for a group where its head gives ``x`` ``[*B, n, ...]``."""
+        """The entry of a group for its head's output ``x`` ``[*B, n, ...]``."""
         if isinstance(self.options, ContinuousModifierOptions) and not group.discrete:
             return self.options.scale_bound * torch.sigmoid(self.options.scale_gain * x)
         return x.unflatten(-1, (self.num_components, -1)) if self.num_components else x
@@ -269,22 +264,17 @@ def _encoder(in_dim: int, channels: int) -> nn.Sequential:
 def _options(
     groups: Sequence[AgentGroup], given: Mapping[str, Any]
 ) -> DiscreteModifierOptions | ContinuousModifierOptions:
-    """The options for these groups, checked."""
     discrete = all(group.discrete for group in groups)
+    kind = "discrete" if discrete else "continuous"
     cls = DiscreteModifierOptions if discrete else ContinuousModifierOptions
-    known = [field.name for field in fields(cls)]
-    for name in given:
-        if name not in known:
-            kind = "discrete" if discrete else "continuous"
-            raise ValueError(unknown_name(f"option for {kind} actions", name, known))
+    check_known(f"option for {kind} actions", given, [field.name for field in fields(cls)])
     options = cls(**given)
-    for name in ("scale_bound", "scale_gain"):
-        if getattr(options, name, 1.0) <= 0:
-            raise ValueError(f"PolicyModifier: expected `{name}` > 0, got {given[name]}.")
-    if getattr(options, "num_components", 0) < 0:
-        raise ValueError(
-            f"PolicyModifier: expected `num_components` >= 0, got {given['num_components']}."
-        )
+    if isinstance(options, DiscreteModifierOptions):
+        check_at_least("PolicyModifier", 0, num_components=options.num_components)
+    else:
+        bound, gain = options.scale_bound, options.scale_gain
+        positive = {"scale_bound": (bound, bound > 0, "> 0"), "scale_gain": (gain, gain > 0, "> 0")}
+        check_values("PolicyModifier", **positive)
     return options
 
 

@@ -1,17 +1,18 @@
-"""Memory: a GRU for each agent, stepped in the environment and unrolled over sequences."""
+"""One GRU per agent."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from torchrl_agentmixer._choices import check_at_least
+
 
 class MultiAgentGRU(nn.Module):
-    r"""One GRU cell (`arXiv 1406.1078 <https://arxiv.org/abs/1406.1078>`_) for each agent, batched.
+    r"""One GRU cell per agent (`arXiv 1406.1078 <https://arxiv.org/abs/1406.1078>`_), batched.
 
-    The equations are those of ``torch.nn.GRUCell``. Agents with separate parameters run as one
-    batched product; over a sequence the inputs' share of it is one product for all steps, and only
-    the recurrence goes step by step.
+    The equations are those of ``torch.nn.GRUCell``. Separate cells run as one batched product. Over
+    a sequence, the products with the inputs are one call for all steps.
 
     Args:
         n_agents (int): number of agents.
@@ -20,10 +21,10 @@ class MultiAgentGRU(nn.Module):
 
     Keyword Args:
         share_params (bool): one cell for all agents.
-        device (optional): where to build the parameters.
+        device (optional): device of the parameters.
 
     Raises:
-        ValueError: for a size under 1, or inputs of the wrong shape.
+        ValueError: for a size below 1, or inputs of the wrong shape.
 
     Examples:
         >>> gru = MultiAgentGRU(3, 5, 8)
@@ -44,10 +45,7 @@ class MultiAgentGRU(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"n_agents": n_agents, "in_dim": in_dim, "memory_dim": memory_dim}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"MultiAgentGRU: expected `{name}` >= 1, got {size}.")
+        check_at_least("MultiAgentGRU", 1, n_agents=n_agents, in_dim=in_dim, memory_dim=memory_dim)
         self.n_agents, self.in_dim, self.memory_dim = n_agents, in_dim, memory_dim
         cells = 1 if share_params else n_agents
 
@@ -70,12 +68,13 @@ class MultiAgentGRU(nn.Module):
         return self._step(self._project(x), memory)
 
     def unroll(self, x: torch.Tensor, memory: torch.Tensor, is_init: torch.Tensor) -> torch.Tensor:
-        """Memories after each step of a sequence.
+        """Memory after each step of a sequence.
 
         Args:
             x (Tensor): inputs ``[*B, T, n, in_dim]``.
-            memory (Tensor): before the first step, ``[*B, n, memory_dim]``.
-            is_init (Tensor): ``[*B, T, 1]``, true where an episode starts; its memory is zero then.
+            memory (Tensor): memory before the first step, ``[*B, n, memory_dim]``.
+            is_init (Tensor): ``[*B, T, 1]``, true at the first step of an episode, where the memory
+                is set to zero.
 
         Returns:
             Tensor: ``[*B, T, n, memory_dim]``.
@@ -110,7 +109,7 @@ class MultiAgentGRU(nn.Module):
 
 
 def _per_agent(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``[*B, n, i]`` times each agent's ``[n or 1, o, i]``, transposed: ``[*B, n, o]``."""
+    """Multiply ``[*B, n, i]`` by transposed weights ``[n or 1, o, i]`` per agent."""
     if weight.shape[0] == 1:
         return x @ weight[0].mT
     return torch.einsum("...ni,noi->...no", x, weight)

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the Multi-Agent Transformer: agents are the tokens."""
+"""Encoder and decoder of the Multi-Agent Transformer (MAT), with one token per agent."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ def _check_heads(owner: str, width: int, num_heads: int) -> None:
 
 
 class ObservationEncoder(nn.Module):
-    """Self-attention over all agents' observations (MAT's encoder, Figure 2).
+    """MAT's encoder (Figure 2): self-attention over all agents' observations.
 
-    Each agent's observation and its one-hot index are embedded (Linear -> ReLU -> LayerNorm), then
-    go through blocks of ``torch.nn.TransformerEncoderLayer``, which all agents attend in.
+    Each agent's observation and one-hot are embedded (Linear -> ReLU -> LayerNorm). Blocks of
+    ``torch.nn.TransformerEncoderLayer`` follow.
 
     Args:
-        n_agents (int): tokens.
+        n_agents (int): number of agents.
         observation_dim (int): entries of one agent's observation.
 
     Keyword Args:
-        width (int): entries of a token.
-        num_heads (int): attention heads; they divide ``width``.
-        num_blocks (int): blocks.
+        width (int): token width.
+        num_heads (int): attention heads; must divide ``width``.
+        num_blocks (int): number of blocks.
         input_norm (bool): LayerNorm on the observation.
 
     Raises:
-        ValueError: for heads that do not divide the width, or an observation of the wrong shape.
+        ValueError: if ``num_heads`` does not divide ``width``; for an observation of the wrong
+            shape.
 
     Examples:
         >>> encoder = ObservationEncoder(n_agents=3, observation_dim=8, width=16)
@@ -84,27 +85,27 @@ class ObservationEncoder(nn.Module):
 
 
 class ActionDecoder(nn.Module):
-    """Policy parameters for each agent from all representations and the actions before it.
+    """MAT's decoder (Figure 2): maps representations and earlier actions to policy parameters.
 
-    MAT's decoder (Figure 2). The token of agent :math:`i` is the action of agent :math:`i - 1`, of
-    the first agent a start token, embedded as observations are. In each block the tokens attend
-    one another, the representations attend the tokens, both masked so that agent :math:`i` sees
-    the tokens up to its own, then comes an MLP; all residual, with a LayerNorm after each.
+    The token of agent :math:`i` is the embedded action of agent :math:`i - 1`, and a start token
+    for the first agent. Each block has self-attention over tokens, attention from representations
+    to tokens and an MLP, all residual and followed by LayerNorm. Both attentions are causal: agent
+    :math:`i` attends to the tokens up to its own.
 
     Args:
-        n_agents (int): tokens.
+        n_agents (int): number of agents.
         action_dim (int): number of actions (discrete), or action dimensions.
-        out_dim (int): entries of the output for each agent.
+        out_dim (int): entries of the output per agent.
 
     Keyword Args:
         discrete (bool): whether actions are integers.
-        width (int): entries of a token and of a representation.
-        num_heads (int): attention heads; they divide ``width``.
-        num_blocks (int): blocks.
+        width (int): width of tokens and representations.
+        num_heads (int): attention heads; must divide ``width``.
+        num_blocks (int): number of blocks.
         head_gain (float): gain of the last layer's orthogonal initialization.
 
     Raises:
-        ValueError: for heads that do not divide the width.
+        ValueError: if ``num_heads`` does not divide ``width``.
 
     Examples:
         >>> decoder = ActionDecoder(n_agents=3, action_dim=5, out_dim=5, discrete=True, width=16)
@@ -137,13 +138,12 @@ class ActionDecoder(nn.Module):
     def forward(self, representation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Map ``[*B, n, width]`` and actions ``[*B, n]`` or ``[*B, n, A]`` to ``[*B, n, out_dim]``.
 
-        The output of agent :math:`i` depends on the actions of agents before it alone; those at
-        and after it may hold anything.
+        The output of agent :math:`i` depends only on the actions of agents before it.
         """
         if self.discrete:
             action = F.one_hot(action, self.action_dim)
         action = action.to(representation)
-        # One step later, behind a start token, which has an entry of its own.
+        # Shift by one agent; the first entry marks the start token.
         tokens = F.pad(action[..., :-1, :], (1, 0, 1, 0))  # [*B, n, 1 + action_dim]
         tokens[..., 0, 0] = 1.0
         tokens = self.embed(tokens)
@@ -155,7 +155,7 @@ class ActionDecoder(nn.Module):
 
 
 class _DecoderBlock(nn.Module):
-    """Masked self-attention of actions, masked attention of representations to them, an MLP."""
+    """Causal self-attention of actions, causal attention from representations to actions, MLP."""
 
     later: torch.Tensor
 

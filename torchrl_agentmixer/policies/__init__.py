@@ -1,4 +1,4 @@
-"""Policies: joint, decentralized, autoregressive, with a Transformer, and with a latent."""
+"""Joint policies, their decentralized policies, and the policies of the baselines."""
 
 from __future__ import annotations
 

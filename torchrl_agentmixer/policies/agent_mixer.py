@@ -1,17 +1,17 @@
-"""AgentMixer's joint policy, and the decentralized policies inside it."""
+"""AgentMixer's joint policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tensordict import NestedKey
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModuleBase,
     TensorDictSequential,
 )
-from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
@@ -31,13 +31,13 @@ from torchrl_agentmixer.policies.product import (
 
 
 class AgentMixerPolicy(ProbabilisticTensorDictSequential):
-    r"""The correlated joint policy: actors, Policy Modifier, IGC distribution.
+    r"""AgentMixer's joint policy: actors, Policy Modifier and IGC distribution.
 
-    Data flow, for each group of agents (``"agents"`` below):
+    Data flow, per group of agents (``"agents"`` below):
 
     - actors read ``("agents", "observation")`` ``[*B, n, o]`` and write the individual policies,
       ``("agents", "logits")`` ``[*B, n, K]`` or ``("agents", "loc")``, ``("agents", "scale")``
-      ``[*B, n, A]``, and, where they have them, ``("agents", "features")`` ``[*B, n, d]``;
+      ``[*B, n, A]``, and optionally ``("agents", "features")`` ``[*B, n, d]``;
     - :class:`~torchrl_agentmixer.modules.PolicyModifier` reads those and ``"state"`` ``[*B, s]``,
       and writes ``("agents", "perturbation")`` and ``"component_logits"`` ``[*B, m]`` (discrete) or
       ``("agents", "joint_scale")`` (continuous);
@@ -45,31 +45,32 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
       per team (Eq. 13 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
     TorchRL's collectors, ``GAE`` and ``ClipPPOLoss`` take it unchanged
-    (``loss.set_keys(action=("agents", "action"))``). :meth:`decentralized` is what is deployed.
+    (``loss.set_keys(action=("agents", "action"))``). :meth:`decentralized` returns the policy for
+    execution.
 
-    With discrete actions, call :meth:`anneal` after each batch: the strength of the noise falls,
-    and the joint policy ends as the product of the individual policies. With continuous actions
-    the joint and the individual modes are always equal.
+    With discrete actions, call :meth:`anneal` after each batch: it anneals the noise until the
+    joint policy is the product of the individual policies. With continuous actions the joint mode
+    is always the individual mode.
 
     Args:
         groups (sequence of AgentGroup): the agents.
-        actors (sequence of TensorDictModuleBase): they write the parameters of every group.
+        actors (sequence of TensorDictModuleBase): write the policy parameters of every group.
         modifier (PolicyModifier): built for these groups.
 
     Keyword Args:
         distribution (str): of continuous actions, ``"normal"`` (the paper's) or ``"tanh_normal"``.
-        joint (bool): write one log-probability per team (the paper's), or one per agent,
-            ``("agents", "action_log_prob")`` ``[*B, n]``, for a loss with one ratio per agent. The
-            latter needs one group and no mixture: given the Modifier's input, the joint policy is
-            then a product over agents.
+        joint (bool): ``True``: one log-probability per team (the paper). ``False``: one per agent,
+            ``("agents", "action_log_prob")`` ``[*B, n]``, for a loss with one ratio per agent. This
+            needs one group and no mixture: the joint policy given the Modifier's input is then a
+            product over agents.
         validate_args (bool, optional): as in
             :class:`~torchrl_agentmixer.distributions.IGCCategorical`.
         **schedules: fields of :class:`~torchrl_agentmixer.modules.IGCSchedules`, for discrete
             actions.
 
     Raises:
-        ValueError: for groups, actors and Modifier that do not fit together, ``joint=False`` with
-            several groups or a mixture, or schedules without discrete actions.
+        ValueError: for groups, actors and Modifier that do not match, ``joint=False`` with several
+            groups or a mixture, or schedules without discrete actions.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -123,7 +124,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey = "state",
         **kwargs: Any,
     ) -> AgentMixerPolicy:
-        """Build actors and Modifier from an environment's specs, in the recommended form.
+        """Build default actors and Modifier from an environment's specs.
 
         Args:
             env (EnvBase): a TorchRL multi-agent environment with a state.
@@ -134,11 +135,11 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             modifier_kwargs (mapping, optional): options of
                 :class:`~torchrl_agentmixer.modules.PolicyModifier` (``channels``,
                 ``num_components``, ...).
-            state_key (NestedKey): where the environment writes its state.
-            **kwargs: as for the class.
+            state_key (NestedKey): key of the environment's state.
+            **kwargs: options of the class.
 
         Raises:
-            KeyError: if the environment has no state, observation or action under its key.
+            KeyError: if the environment's specs lack state, observation or action.
         """
         groups = agent_groups(env)
         actors = [actor_module(group, **(actor_kwargs or {})) for group in groups]
@@ -156,25 +157,25 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         state_key: NestedKey = "state",
         **kwargs: Any,
     ) -> AgentMixerPolicy:
-        """Put a Policy Modifier around an existing TorchRL multi-agent actor, which is shared.
+        """Build the joint policy on an existing TorchRL multi-agent actor, which is shared.
 
         Args:
             actor (TensorDictModuleBase): writes ``(group, "logits")``, or ``(group, "loc")`` and
-                ``(group, "scale")``, for every group. Modules at its end that choose actions are
-                left out: a probabilistic module, as in a ``ProbabilisticActor``, or the modes of an
-                ``execution_policy``. Its ``(group, "features")`` are used if it writes them.
-            env (EnvBase): where the actor acts; sizes are read from its specs.
+                ``(group, "scale")``, for every group. Modules at its end that select actions are
+                removed: a probabilistic module, as in a ``ProbabilisticActor``, or the modes of an
+                ``execution_policy``. ``(group, "features")`` are used if it writes them.
+            env (EnvBase): sizes are read from its specs.
 
         Keyword Args:
             modifier_kwargs, state_key: as in :meth:`from_env`.
-            **kwargs: as for the class.
+            **kwargs: options of the class.
 
         Raises:
-            ValueError: if the actor does not write the parameters of a group's policy, or chooses
+            ValueError: if the actor does not write the parameters of a group's policy, or selects
                 actions before its end.
         """
         groups = agent_groups(env)
-        actors = [_without_choice(actor, groups)]
+        actors = [_without_action_selection(actor, groups)]
         modifier = cls._make_modifier(groups, actors, env, state_key, modifier_kwargs)
         return cls(groups, actors, modifier, **kwargs)
 
@@ -195,7 +196,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def actors(self) -> list[TensorDictModuleBase]:
-        """The modules of the decentralized actors."""
+        """Modules that write the individual policies' parameters."""
         writes = {key for group in self.groups for key in group.param_keys}
         return [module for module in self.module if writes & set(module.out_keys)]
 
@@ -206,7 +207,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def action_keys(self) -> NestedKey | list[NestedKey]:
-        """Where actions are written: one key, or one per group."""
+        """Key of the actions, or one key per group."""
         keys = [group.key("action") for group in self.groups]
         return keys[0] if len(keys) == 1 else keys
 
@@ -234,24 +235,24 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
             )
 
     def decentralized(self, deterministic: bool = True) -> TensorDictModuleBase:
-        """The executed policy: the individual policies on their own observations.
+        """Build the policy for decentralized execution: the individual policies.
 
-        It shares the parameters. It reads no state, no Modifier output, and no other agent's
-        observation. Evaluation scores of the paper are of the deterministic one.
+        It shares the parameters. Each agent reads only its own observation. The paper evaluates the
+        deterministic form.
 
         Args:
-            deterministic (bool): act by the individual modes, for any exploration type; or sample
-                the individual policies. (The scales of continuous actions are not trained here.)
+            deterministic (bool): ``True``: the individual modes, for any exploration type;
+                ``False``: samples of the individual policies (with untrained scales for continuous
+                actions, see :meth:`from_env`).
         """
         if deterministic:
             return mode_policy(self.groups, self.actors, self.distribution)
         return product_policy(self.groups, self.actors, self.distribution, joint=self.joint)
 
 
-def _without_choice(
+def _without_action_selection(
     actor: TensorDictModuleBase, groups: Sequence[AgentGroup]
 ) -> TensorDictModuleBase:
-    """An actor without the modules at its end that choose actions."""
     actions = {group.key("action") for group in groups}
     while isinstance(actor, TensorDictSequential) and len(actor.module):
         *rest, last = actor.module
@@ -262,7 +263,7 @@ def _without_choice(
     if written:
         raise ValueError(
             f"from_actor: expected an actor that writes the parameters of a policy, got one that "
-            f"also writes {written}, not at its end: leave out what chooses actions."
+            f"also writes {written}, not at its end: remove the modules that select actions."
         )
     return actor
 
@@ -274,7 +275,7 @@ def _features_dim(group: AgentGroup, actors: Sequence[TensorDictModuleBase]) -> 
                 if isinstance(getattr(module, "features_dim", None), int):
                     return module.features_dim
             raise ValueError(
-                f"the actor writes {group.key('features')!r}, but no module in it says how wide: "
+                f"from_actor: expected an actor with the width of {group.key('features')!r}, got none: "
                 "give its network an integer attribute `features_dim`."
             )
     return 0

@@ -1,4 +1,4 @@
-"""Joint policies whose agents act one after another."""
+"""Autoregressive joint policies."""
 
 from __future__ import annotations
 
@@ -23,27 +23,26 @@ DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, Exploratio
 
 
 class InTurnPolicy(TensorDictModuleBase):
-    r"""One group's joint policy by the chain rule, :math:`\prod_i \pi_i(a_i \mid o, a_{<i})`.
+    r"""Base class of autoregressive policies, :math:`\prod_i \pi_i(a_i \mid o, a_{<i})`.
 
-    Called, it lets the agents act one after another, as many calls of the batched network as the
-    group has agents, and writes ``(group, "action")`` and each agent's conditional log-probability,
-    ``(group, "action_log_prob")`` ``[*B, n]``, whose sum is the group's joint one. It samples, or
-    takes each conditional's mode where TorchRL's exploration type is deterministic.
+    ``forward`` decodes the actions of one group agent by agent, with one call of the batched
+    network per agent. It writes ``(group, "action")`` and each agent's conditional log-probability,
+    ``(group, "action_log_prob")`` ``[*B, n]``, whose sum is that of the joint action. It samples,
+    or takes each conditional's mode under TorchRL's deterministic exploration types.
 
-    :meth:`get_dist` is for losses: all conditionals at the actions that the tensordict holds, in
-    one call. TorchRL's ``ClipPPOLoss`` and ``MAPPOLoss`` take it unchanged.
+    :meth:`get_dist` returns all conditionals at the actions of the tensordict in one call, for
+    TorchRL's ``ClipPPOLoss`` and ``MAPPOLoss``.
 
-    Subclasses say what the network reads (:meth:`_inputs`), such that an agent's parameters depend
-    on no action at or after its own; and set ``in_keys`` and ``out_keys``. Of this class are
-    :class:`AutoregressivePolicy` and :class:`TransformerPolicy`.
+    Subclasses set ``in_keys`` and ``out_keys`` and implement :meth:`_inputs`, such that an agent's
+    parameters depend only on the actions of agents before it.
 
     Args:
-        individual (ProbabilisticTensorDictSequential): maps what :meth:`_inputs` puts together to
-            a distribution that is independent over agents, ``joint=False``.
+        individual (ProbabilisticTensorDictSequential): maps the result of :meth:`_inputs` to a
+            distribution that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
 
     Keyword Args:
-        greedy (bool): act by the conditionals' modes, whatever the exploration type is.
+        greedy (bool): take the conditionals' modes, for any exploration type.
     """
 
     def __init__(
@@ -60,47 +59,47 @@ class InTurnPolicy(TensorDictModuleBase):
 
     @property
     def log_prob_keys(self) -> list:
-        """Where :meth:`forward` writes log-probabilities."""
+        """Keys of the log-probabilities."""
         return [self.group.key(LOG_PROB_KEY)]
 
     @property
     def dist_sample_keys(self) -> list:
-        """Where :meth:`forward` writes actions."""
+        """Keys of the actions."""
         return [self.group.key("action")]
 
     def get_dist(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
         """Conditionals of all agents, given the actions in ``tensordict``; batch ``[*B, n]``.
 
-        ``log_prob`` of these same actions is the chain rule's terms; of others it is not.
+        Only ``log_prob`` of these same actions gives the conditional log-probabilities.
         """
         action = self._actions_in(tensordict, self.group)
         return self.individual.get_dist(self._inputs(self._context(tensordict), action))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Act one after another: writes actions and their conditional log-probabilities."""
+        """Decode actions agent by agent; write them and their conditional log-probabilities."""
         greedy = self.greedy or exploration_type() in DETERMINISTIC
         agent_dim = -1 if self.group.discrete else -2
-        context, action = self._context(tensordict), self._blank(tensordict)
+        context, action = self._context(tensordict), self._zero_actions(tensordict)
         for index in range(self.group.n_agents):
             inputs = self._inputs(context, action)
             dist = self.individual.get_dist(inputs)
             draw = dist.deterministic_sample if greedy else dist.sample()
             action.select(agent_dim, index).copy_(draw.detach().select(agent_dim, index))
-        # The last call saw all that any agent may see: it wrote everyone's parameters and memory.
+        # The last call read all earlier actions: its parameters and memory are those of all agents.
         inputs.set(self.group.key("action"), action)
         inputs.set(self.group.key(LOG_PROB_KEY), dist.log_prob(action))
         return tensordict.update(inputs.select(*self.out_keys))
 
     def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """What :meth:`_inputs` starts from: all that the group's actions do not change."""
+        """Entries that do not depend on the group's actions, for :meth:`_inputs`."""
         return tensordict
 
     def _inputs(self, context: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
-        """What the network reads where the group acts by ``action``, as a new tensordict."""
+        """A new tensordict with the network's inputs for the group's actions ``action``."""
         raise NotImplementedError
 
-    def _blank(self, tensordict: TensorDictBase) -> torch.Tensor:
-        """Nobody has acted: zeros, which nobody sees; ``[*B, n]`` or ``[*B, n, A]``."""
+    def _zero_actions(self, tensordict: TensorDictBase) -> torch.Tensor:
+        """Zeros of the actions' shape, ``[*B, n]`` or ``[*B, n, A]``."""
         observation = tensordict.get(self.group.key("observation"))
         if self.group.discrete:
             return observation.new_zeros(observation.shape[:-1], dtype=torch.int64)
@@ -110,28 +109,27 @@ class InTurnPolicy(TensorDictModuleBase):
         action = tensordict.get(group.key("action"), None)
         if action is None:
             raise KeyError(
-                f"{type(self).__name__} of group {self.group.name!r}: expected the actions that it "
-                f"conditions on under {group.key('action')!r}, got entries "
-                f"{list(tensordict.keys(True, True))}."
+                f"{type(self).__name__} of group {self.group.name!r}: expected earlier actions "
+                f"under {group.key('action')!r}, got entries {list(tensordict.keys(True, True))}."
             )
         return action
 
 
 class AutoregressivePolicy(InTurnPolicy):
-    r"""One group's factor of the joint policy: :math:`\prod_i \pi_i(a_i \mid o_i, a_{<i})`.
+    r"""Autoregressive policy of one group, :math:`\prod_i \pi_i(a_i \mid o_i, a_{<i})`.
 
-    Agent :math:`i` reads its observation and the actions of all agents before it, of its group and
-    of the groups ``before``, ``[*B, o + D]`` with ``D`` the widths of all those actions (one-hot or
-    continuous); what comes at or after it is zero.
+    Agent :math:`i` reads its observation and the actions (one-hot or continuous) of all agents
+    before it, of its group and of the groups ``before``: ``[*B, o + D]``, where ``D`` is the width
+    of all actions. Later actions are masked with zeros.
 
     Args:
-        individual (ProbabilisticTensorDictSequential): maps the wider observations to a
-            distribution that is independent over agents, ``joint=False``.
+        individual (ProbabilisticTensorDictSequential): maps these observations to a distribution
+            that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
-        before (sequence of AgentGroup): groups that act before this one; their actions are read.
+        before (sequence of AgentGroup): groups that act before this one.
 
     Keyword Args:
-        greedy (bool): act by the conditionals' modes, whatever the exploration type is.
+        greedy (bool): take the conditionals' modes, for any exploration type.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -175,7 +173,7 @@ class AutoregressivePolicy(InTurnPolicy):
         distribution: ContinuousDistribution = "normal",
         **actor_kwargs,
     ) -> AutoregressivePolicy:
-        """With the default actor of a group, its input wider by the actions it reads.
+        """Build the policy with the default actor of a group.
 
         Args:
             group (AgentGroup): the agents.
@@ -191,11 +189,10 @@ class AutoregressivePolicy(InTurnPolicy):
         return cls(product_policy([wider], [actor], distribution, joint=False), group, before)
 
     def deterministic(self) -> AutoregressivePolicy:
-        """The policy that takes each conditional's mode, in order; it shares the parameters."""
+        """Build the greedy policy, which shares the parameters."""
         return type(self)(self.individual, self.group, self.before, greedy=True)
 
     def _inputs(self, context: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
-        """What the actor reads, each agent's observation followed by the actions before it."""
         taken = [(other, self._actions_in(context, other)) for other in self.before]
         row = torch.cat(
             [_as_entries(group, actions) for group, actions in [*taken, (self.group, action)]], -1
@@ -212,7 +209,7 @@ def _actions_dim(groups: Sequence[AgentGroup]) -> int:
 
 
 def _as_entries(group: AgentGroup, action: torch.Tensor) -> torch.Tensor:
-    """A group's actions as one row: one-hot or as they are, ``[*B, n * action_dim]``."""
+    """Flatten a group's actions, one-hot if discrete, to ``[*B, n * action_dim]``."""
     if group.discrete:
         action = F.one_hot(action, group.action_dim).to(torch.get_default_dtype())
     return action.flatten(-2)

@@ -1,4 +1,4 @@
-"""An expert and its students as one policy, and the expert's advantages from what they did."""
+"""Mixture of expert and students for collection (AIL)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EXPERT_LOG_PROB_KEY = "expert_log_prob"
 
 
 class BehaviorMixture(TensorDictModuleBase):
-    r"""The team acts by the expert with probability :math:`\beta`, else by the students (Eq. 6).
+    r"""Behavior policy :math:`\beta \pi_\theta(a|s) + (1 - \beta) \pi_\phi(a|b)` (Eq. 6).
 
-    Drawn anew at every step, for the whole team. Writes the groups' actions, the exact
-    log-probability of the joint action under the mixture,
-    :math:`\log(\beta \pi_\theta(a|s) + (1 - \beta) \pi_\phi(a|b))`, as ``"action_log_prob"``
-    ``[*B]``, the expert's as ``"expert_log_prob"`` ``[*B]``, and the students' memory if they have
-    one. Where TorchRL's exploration type is deterministic, the actions are the expert's modes.
+    At every step the whole team acts by the expert with probability :math:`\beta`, else by the
+    students. Writes the groups' actions, the exact log-probability of the joint action under the
+    mixture as ``"action_log_prob"`` ``[*B]`` and under the expert as ``"expert_log_prob"``
+    ``[*B]``, and the students' memory, if any. Under TorchRL's deterministic exploration types, the
+    actions are the expert's modes.
 
     Args:
         groups (sequence of AgentGroup): the agents.
@@ -32,7 +32,7 @@ class BehaviorMixture(TensorDictModuleBase):
         students (ProbabilisticTensorDictSequential): joint policy, decentralized.
 
     Keyword Args:
-        expert_share (float): first value of :math:`\beta`, a buffer of that name.
+        expert_share (float): initial value of :math:`\beta`, a buffer of that name.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import AIL
@@ -42,7 +42,7 @@ class BehaviorMixture(TensorDictModuleBase):
         >>> data = policy(env.reset())
         >>> data["agents", "action"].shape, data["action_log_prob"].shape
         (torch.Size([4, 2]), torch.Size([4]))
-        >>> torch.equal(data["action_log_prob"], data["expert_log_prob"])  # beta is 1
+        >>> torch.equal(data["action_log_prob"], data["expert_log_prob"])  # beta = 1
         True
     """
 
@@ -94,5 +94,5 @@ class BehaviorMixture(TensorDictModuleBase):
 def _written_dist(
     policy: ProbabilisticTensorDictSequential, output: TensorDictBase
 ) -> Distribution:
-    """The distribution whose parameters ``policy`` has just written, without another pass."""
+    """The distribution of the parameters that ``policy`` wrote to ``output``."""
     return policy.module[-1].get_dist(output)

@@ -1,4 +1,4 @@
-"""How far the joint policy is from what will be deployed."""
+"""Consistency of joint and individual policies (Definitions 5 and 6)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torchrl_agentmixer.policies.agent_mixer import AgentMixerPolicy
 def mode_agreement(
     joint: tuple[torch.Tensor, ...], individual: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of agents, and of whole teams, whose joint mode is the individual mode (Definition 6).
+    """Fractions of agents and of teams whose joint mode is the individual mode (Definition 6).
 
     Args:
-        joint (tuple of Tensor): the joint policy's mode, ``[*B, n]`` (discrete) or ``[*B, n, A]``
-            (floating point) for each group.
-        individual (tuple of Tensor): the individual policies' modes, likewise.
+        joint (tuple of Tensor): the joint policy's mode per group, ``[*B, n]`` (discrete) or
+            ``[*B, n, A]`` (floating point).
+        individual (tuple of Tensor): the individual policies' modes, of the same shapes.
 
     Returns:
         tuple of Tensor: two scalars in [0, 1].
@@ -47,9 +47,9 @@ def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> Tenso
 
     Returns:
         TensorDict: scalars: ``mode_agreement`` (fraction of agents), ``team_mode_agreement``
-        (fraction of teams) and, where all actions are discrete, ``divergence`` (nats per team; an
-        upper bound for a mixture). The individual scales of continuous actions are not trained, and
-        a divergence from them has no meaning.
+        (fraction of teams) and, if all actions are discrete, ``divergence`` (nats per team; an
+        upper bound for a mixture). Individual scales of continuous actions are not trained, so a
+        divergence from them has no meaning.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -68,16 +68,15 @@ def consistency_metrics(policy: AgentMixerPolicy, data: TensorDictBase) -> Tenso
 
 
 def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.Tensor:
-    r"""``KL(p || q)`` of the whole team ``[*B]``, in nats, also where ``p`` and ``q`` have one for
-    each agent.
+    r"""``KL(p || q)`` per team, ``[*B]``, in nats; sums over agents for ``joint=False``.
 
     Args:
-        p (Distribution): over a team's actions, such as a policy's ``get_dist(data)``.
-        q (Distribution): another one, of the same shapes.
+        p (Distribution): distribution of a team's actions, such as a policy's ``get_dist(data)``.
+        q (Distribution): distribution of the same shapes.
         batch_dims (int): number of dimensions of ``*B``, such as ``data.ndim``.
 
     Raises:
-        NotImplementedError: by PyTorch, for distributions whose divergence it does not know.
+        NotImplementedError: for distributions without a registered divergence in PyTorch.
 
     Examples:
         >>> from torchrl_agentmixer.distributions import IGCNormal

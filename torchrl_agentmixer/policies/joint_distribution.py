@@ -1,4 +1,4 @@
-"""The coefficients and the IGC distribution of AgentMixer's joint policy, wired by keys."""
+"""Coefficients and IGC distribution of AgentMixer's joint policy, as TensorDict modules."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from tensordict import NestedKey
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
-from tensordict.utils import NestedKey
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.distributions import GroupedDistributionBuilder, GroupedMixtureBuilder
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import IGCCoefficients, IGCSchedules, PolicyModifier
@@ -27,14 +27,12 @@ def make_coefficients(
 ) -> IGCCoefficients | None:
     """The module that writes the coefficients; ``None`` without discrete actions."""
     known = [field.name for field in fields(IGCSchedules)]
-    for name in schedules:
-        if name not in known:
-            raise ValueError(unknown_name("option of AgentMixerPolicy", name, known))
+    check_known("option of AgentMixerPolicy", schedules, known)
     discrete = [group for group in groups if group.discrete]
     if schedules and not discrete:
         raise ValueError(
             f"AgentMixerPolicy: expected no schedules for continuous actions, got "
-            f"{sorted(schedules)}: they change the joint policy of discrete actions."
+            f"{sorted(schedules)}: remove them."
         )
     if not discrete:
         return None
@@ -52,7 +50,7 @@ def make_joint_module(
     joint: bool,
     validate_args: bool | None,
 ) -> ProbabilisticTensorDictModule:
-    """The module that samples joint actions from what actors and Modifier wrote."""
+    """The module that samples joint actions, given the entries of actors and Modifier."""
     in_keys: dict[str, NestedKey] = {}
     kwargs: dict[str, dict[str, Any]] = {}
     for group in groups:
@@ -82,7 +80,7 @@ def check_parts(
     actors: Sequence[TensorDictModuleBase],
     modifier: PolicyModifier,
 ) -> None:
-    """Raise a ValueError for groups, actors and Modifier that do not fit together."""
+    """Raise a ValueError for groups, actors and Modifier that do not match."""
     if not groups:
         raise ValueError("AgentMixerPolicy: expected at least one group of agents, got none.")
     written = [key for actor in actors for key in actor.out_keys]

@@ -1,11 +1,9 @@
-"""A team that acts on a latent which it shares for an episode, as in MAVEN."""
+"""MAVEN's policy."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torch.distributions import Categorical
@@ -19,11 +17,11 @@ from torchrl_agentmixer.policies.autoregressive import DETERMINISTIC
 
 
 class LatentPolicy(TensorDictModuleBase):
-    r"""Epsilon-greedy on utilities that share a latent, drawn where an episode starts.
+    r"""Epsilon-greedy policy on utilities that share a latent per episode (MAVEN).
 
-    Where ``"is_init"`` is true a hierarchical policy :math:`p(z \mid s_0)` reads the state and
-    draws ``"latent"``; elsewhere the latent is carried, as memories of actors are: see
-    :func:`~torchrl_agentmixer.envs.with_memory`. Where TorchRL's exploration type is deterministic
+    At the first step of an episode (``"is_init"``) a hierarchical policy :math:`p(z \mid s_0)`
+    reads the state and draws ``"latent"``. Later steps carry it like a recurrent state, see
+    :func:`~torchrl_agentmixer.envs.with_memory`. Under TorchRL's deterministic exploration types
     the latent is the hierarchical policy's mode, and actions are greedy.
 
     Args:
@@ -34,7 +32,7 @@ class LatentPolicy(TensorDictModuleBase):
 
     Keyword Args:
         num_latents (int): values of the latent, m.
-        greedy (bool): act by the modes, whatever the exploration type is.
+        greedy (bool): take the modes, for any exploration type.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import MAVEN
@@ -73,7 +71,7 @@ class LatentPolicy(TensorDictModuleBase):
         ]
 
     def deterministic(self) -> LatentPolicy:
-        """The policy of the modes; it shares the parameters."""
+        """Build the greedy policy, which shares the parameters."""
         return type(self)(
             self.utilities,
             self.latent_logits,
@@ -83,12 +81,12 @@ class LatentPolicy(TensorDictModuleBase):
         )
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
-        """What TorchRL's ``get_primers_from_module`` collects: an entry for the latent."""
+        """The primer of the latent, for TorchRL's ``get_primers_from_module``."""
         latent = CategoricalSpec(self.num_latents, shape=(1,))
         return TensorDictPrimer(Composite(latent=latent), expand_specs=True, default_value=0)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Draw the latent where an episode starts, and act."""
+        """Draw the latent at the first step of an episode, and write actions."""
         greedy = self.greedy or exploration_type() in DETERMINISTIC
         logits = self.latent_logits(tensordict["state"]).detach()
         drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
@@ -108,8 +106,10 @@ class LatentPolicy(TensorDictModuleBase):
         return masked(score, tensordict, self._mask_key).argmax(-1)
 
 
-def masked(score: torch.Tensor, tensordict: TensorDictBase, mask_key: Any) -> torch.Tensor:
-    """Scores ``[*B, n, K]``, lowest where an action is not allowed."""
+def masked(
+    score: torch.Tensor, tensordict: TensorDictBase, mask_key: NestedKey | None
+) -> torch.Tensor:
+    """Set scores ``[*B, n, K]`` of masked actions to the lowest finite number."""
     if mask_key is None:
         return score
     return score.masked_fill(~tensordict[mask_key], torch.finfo(score.dtype).min)

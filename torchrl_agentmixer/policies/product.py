@@ -1,4 +1,4 @@
-"""Decentralized policies: every agent acts by its individual policy, on its own observations."""
+"""Decentralized policies: products of individual policies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import (
     InteractionType,
     ProbabilisticTensorDictModule,
@@ -15,7 +15,6 @@ from tensordict.nn import (
     TensorDictModuleBase,
     TensorDictSequential,
 )
-from tensordict.utils import NestedKey
 from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import TensorDictPrimer
@@ -37,7 +36,7 @@ LOG_PROB_KEY = "action_log_prob"
 
 
 def actor_module(group: AgentGroup, **kwargs: Any) -> TensorDictModule:
-    """The default decentralized actor of a group, as a ``TensorDictModule``.
+    """Build the default decentralized actor of a group as a ``TensorDictModule``.
 
     Args:
         group (AgentGroup): the agents.
@@ -59,19 +58,19 @@ def actor_module(group: AgentGroup, **kwargs: Any) -> TensorDictModule:
 
 
 class RecurrentActor(TensorDictModule):
-    """An actor with memory; a step at a time, or whole sequences in TorchRL's recurrent mode.
+    """Recurrent actor, for single steps and for sequences in TorchRL's recurrent mode.
 
-    It follows TorchRL's ``GRUModule``: memory comes in under ``memory_key``, goes out under
-    ``("next", memory_key)``, and starts at zero wherever ``"is_init"`` is true. Inside
+    It follows TorchRL's ``GRUModule``: it reads the memory under ``memory_key``, writes it under
+    ``("next", memory_key)``, and resets it to zero where ``"is_init"`` is true. Under
     ``torchrl.modules.set_recurrent_mode(True)`` the last batch dimension is time, and only the
-    memory before the first step is read. :func:`~torchrl_agentmixer.envs.with_memory` gives an
-    environment the two entries.
+    memory before the first step is read. :func:`~torchrl_agentmixer.envs.with_memory` adds both
+    entries to an environment.
 
     Args:
         actor (CategoricalActor or GaussianActor): with ``memory_dim > 0``.
-        in_keys (list of NestedKey): of the observation.
-        out_keys (list of NestedKey): of the actor's other outputs.
-        memory_key (NestedKey): of the memory, ``[*B, n_agents, memory_dim]``.
+        in_keys (list of NestedKey): key of the observation.
+        out_keys (list of NestedKey): keys of policy parameters and features.
+        memory_key (NestedKey): key of the memory, ``[*B, n_agents, memory_dim]``.
 
     Examples:
         >>> from torchrl.modules import set_recurrent_mode
@@ -109,7 +108,7 @@ class RecurrentActor(TensorDictModule):
         return tensordict
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
-        """What TorchRL's ``get_primers_from_module`` collects: zeros for the first memory."""
+        """The primer of the memory (zeros), for TorchRL's ``get_primers_from_module``."""
         shape = (self.module.n_agents, self.module.memory_dim)
         group, leaf = self.memory_key
         memory = Composite({leaf: Unbounded(shape)}, shape=shape[:1])
@@ -123,16 +122,16 @@ def product_policy(
     *,
     joint: bool = True,
 ) -> ProbabilisticTensorDictSequential:
-    """The individual policies as they are: each agent samples on its own.
+    """Build the product of the individual policies: agents sample independently.
 
     Args:
         groups (sequence of AgentGroup): the agents.
-        actors (sequence of TensorDictModuleBase): modules that write their policies' parameters.
+        actors (sequence of TensorDictModuleBase): write the policies' parameters.
         distribution (str): of continuous actions.
 
     Keyword Args:
-        joint (bool): write one log-probability for the team, ``"action_log_prob"`` ``[*B]``, or
-            one for each agent, ``(group, "action_log_prob")`` ``[*B, n]`` (one group only).
+        joint (bool): ``True``: one log-probability per team, ``"action_log_prob"`` ``[*B]``.
+            ``False``: one per agent, ``(group, "action_log_prob")`` ``[*B, n]`` (one group only).
 
     Raises:
         ValueError: for ``joint=False`` with several groups.
@@ -166,11 +165,11 @@ def mode_policy(
     actors: Sequence[TensorDictModuleBase],
     distribution: ContinuousDistribution = "normal",
 ) -> TensorDictSequential:
-    """The individual modes: deterministic, whatever TorchRL's exploration type is.
+    """Build the policy of the individual modes, for any exploration type.
 
     Args:
         groups (sequence of AgentGroup): the agents.
-        actors (sequence of TensorDictModuleBase): modules that write their policies' parameters.
+        actors (sequence of TensorDictModuleBase): write the policies' parameters.
         distribution (str): of continuous actions.
 
     Examples:
@@ -192,10 +191,10 @@ def mode_policy(
 
 
 class Sampled(TensorDictModuleBase):
-    """A policy that samples, also where TorchRL's exploration type is deterministic.
+    """Wrapper of a policy that samples for any exploration type.
 
     Args:
-        policy (TensorDictModuleBase): what acts; parameters are shared.
+        policy (TensorDictModuleBase): the policy; parameters are shared.
 
     Examples:
         >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
@@ -215,7 +214,7 @@ class Sampled(TensorDictModuleBase):
 
 
 class Mode(nn.Module):
-    """The modes of a group's individual policies, from ``logits`` (and a mask) or ``loc``."""
+    """Modes of a group's individual policies, given ``logits`` (and a mask) or ``loc``."""
 
     def __init__(self, group: AgentGroup, distribution: ContinuousDistribution) -> None:
         super().__init__()
@@ -233,10 +232,10 @@ class Mode(nn.Module):
 
 
 def distribution_class(group: AgentGroup, distribution: ContinuousDistribution) -> type:
-    """The IGC distribution of a group's actions.
+    """The class of a group's IGC distribution.
 
     Raises:
-        ValueError: for another name than those of ``ContinuousDistribution``.
+        ValueError: for an unknown name.
     """
     if group.discrete:
         return IGCCategorical
@@ -247,19 +246,19 @@ def distribution_class(group: AgentGroup, distribution: ContinuousDistribution) 
 
 
 def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> dict[str, Any]:
-    """``low`` and ``high`` for a squashed distribution of bounded actions; else nothing."""
+    """``low`` and ``high`` of a squashed distribution of bounded actions; else empty."""
     if group.discrete or distribution != "tanh_normal" or group.low is None:
         return {}
     bounds = {}
     for name in ("low", "high"):
         bound = getattr(group, name)
-        # A number where all bounds are equal: no device, and nothing to compare at run time.
+        # A number if all bounds are equal: it has no device and needs no comparison at run time.
         bounds[name] = bound.flatten()[0].item() if (bound == bound.flatten()[0]).all() else bound
     return bounds
 
 
 def freeze_scales(actors: Sequence[TensorDictModuleBase]) -> None:
-    """Exclude the scales of Gaussian actors from training, where another scale replaces them."""
+    """Exclude the scales of Gaussian actors from training; the joint scale replaces them."""
     for actor in actors:
         for module in actor.modules():
             if isinstance(module, GaussianActor):

@@ -1,4 +1,4 @@
-"""MAT's joint policy: a Transformer that decodes the agents' actions one after another."""
+"""MAT's joint policy."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torchrl_agentmixer.policies.product import ContinuousDistribution, product_
 class TransformerPolicy(InTurnPolicy):
     r"""MAT's joint policy: :math:`\prod_i \pi(a_i \mid \hat o_1, \ldots, \hat o_n, a_{<i})`.
 
-    Acting, the encoder runs once and the decoder as many times as there are agents; both run once
-    for :meth:`get_dist`.
+    ``forward`` runs the encoder once and the decoder once per agent; :meth:`get_dist` runs both
+    once.
 
     Args:
         encoder (TensorDictModule): maps ``(group, "observation")`` to ``(group,
             "representation")`` ``[*B, n, width]``.
         individual (ProbabilisticTensorDictSequential): maps representations and actions to a
-            distribution that is independent over agents, ``joint=False``.
+            distribution that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
 
     Keyword Args:
-        greedy (bool): act by the conditionals' modes, whatever the exploration type is.
+        greedy (bool): take the conditionals' modes, for any exploration type.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -67,7 +67,7 @@ class TransformerPolicy(InTurnPolicy):
         distribution: ContinuousDistribution = "normal",
         **decoder_kwargs: Any,
     ) -> TransformerPolicy:
-        """With MAT's decoder on an encoder of observations.
+        """Build the policy with MAT's decoder on an encoder.
 
         Args:
             group (AgentGroup): the agents.
@@ -93,7 +93,7 @@ class TransformerPolicy(InTurnPolicy):
         )
 
     def deterministic(self) -> TransformerPolicy:
-        """The policy that takes each conditional's mode, in order; it shares the parameters."""
+        """Build the greedy policy, which shares the parameters."""
         return type(self)(self.encoder, self.individual, self.group, greedy=True)
 
     def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
