@@ -28,6 +28,8 @@ def _named(name: str, **options) -> Build:
 
 
 BUILDERS: dict[str, Build] = {
+    "continuous/penalty": _named("continuous/penalty"),
+    "continuous/two_quadratics": _named("continuous/two_quadratics", n_agents=3, action_dim=2),
     "matrix/climbing": _named("matrix/climbing"),
     "matrix/climbing stochastic": _named("matrix/climbing", stochastic="full"),
     "matrix/penalty": _named("matrix/penalty", k=-100.0),
@@ -48,7 +50,8 @@ BUILDERS: dict[str, Build] = {
     "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100),  # two groups
     "vmas discrete": _named("vmas/predator_prey", continuous_actions=False),
 }
-STOCHASTIC = [name for name in BUILDERS if not name.startswith("matrix")]
+ONE_SHOT = [name for name in BUILDERS if name.startswith(("matrix", "continuous"))]
+STOCHASTIC = [name for name in BUILDERS if name not in ONE_SHOT]
 every_env = pytest.mark.parametrize("name", list(BUILDERS))
 stochastic_env = pytest.mark.parametrize("name", STOCHASTIC)
 
@@ -205,7 +208,7 @@ def test_time_limits_truncate_and_ends_terminate(name):
         assert terminated.any()
 
 
-@pytest.mark.parametrize("name", [name for name in BUILDERS if name.startswith("matrix")])
+@pytest.mark.parametrize("name", ONE_SHOT)
 def test_one_shot_games_terminate_at_once(name):
     after = BUILDERS[name](num_envs=NUM_ENVS).rollout(1)["next"]
     assert after["terminated"].all()

@@ -40,7 +40,9 @@ def test_available():
 def test_unknown_names(name, nearest):
     if name.startswith("vmas"):
         pytest.importorskip("vmas")
-    with pytest.raises(ValueError, match=f"'{name}'; did you mean '{nearest}'.*Available: grid"):
+    with pytest.raises(
+        ValueError, match=f"'{name}'; did you mean '{nearest}'.*Available: continuous"
+    ):
         make_env(name)
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
+from torchrl_agentmixer.envs.continuous_games import (
+    ContinuousGameEnv,
+    SmoothMatrixGame,
+    two_quadratics,
+)
 from torchrl_agentmixer.envs.matrix_games import (
     MatrixGameEnv,
     climbing,
@@ -27,6 +32,7 @@ from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation
 
 __all__ = [
     "BridgeCrossingEnv",
+    "ContinuousGameEnv",
     "MaMujocoEnv",
     "MatrixGameEnv",
     "ObservationNormalizer",
@@ -35,6 +41,7 @@ __all__ = [
     "RecallEnv",
     "SMACv2TeamEnv",
     "SmaxEnv",
+    "SmoothMatrixGame",
     "TeamEnv",
     "VmasTeamEnv",
     "available_envs",
@@ -48,6 +55,7 @@ __all__ = [
     "register_env",
     "simulation_state",
     "stag_hunt",
+    "two_quadratics",
     "with_memory",
 ]
 

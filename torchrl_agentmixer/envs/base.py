@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Categorical, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import check_at_least
@@ -117,14 +117,16 @@ class TeamEnv(BatchedEnv):
     - ``"reward"`` ``[*B, 1]``, the team reward;
     - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``; time limits truncate;
 
-    and reads ``("agents", "action")`` ``[*B, n_agents]``, integers. If agents have different
-    numbers of actions, ``("agents", "action_mask")`` ``[*B, n_agents, K]`` is true for the valid
-    actions, where ``K`` is the largest number. Random numbers come from a private generator, so
-    that they do not depend on what a policy samples.
+    and reads ``("agents", "action")``: integers ``[*B, n_agents]``, or continuous actions
+    ``[*B, n_agents, A]``. If agents have different numbers of actions,
+    ``("agents", "action_mask")`` ``[*B, n_agents, K]`` is true for the valid actions, where ``K``
+    is the largest number. Random numbers come from a private generator, so that they do not depend
+    on what a policy samples.
 
     Args:
         n_agents (int): number of agents.
-        n_actions (int or sequence of int): number of actions per agent.
+        n_actions (int, sequence of int or Bounded): number of actions per agent; or the spec of one
+            agent's continuous action, ``[A]``.
         observation_dim (int): entries of one agent's observation.
         state_dim (int): entries of the state.
 
@@ -157,7 +159,7 @@ class TeamEnv(BatchedEnv):
     def __init__(
         self,
         n_agents: int,
-        n_actions: int | Sequence[int],
+        n_actions: int | Sequence[int] | Bounded,
         observation_dim: int,
         state_dim: int,
         *,
@@ -169,23 +171,34 @@ class TeamEnv(BatchedEnv):
         self.n_agents = n_agents
         self.group_map = {"agents": [f"agent_{i}" for i in range(n_agents)]}
         self._generator = torch.Generator(device=self.device)
-        counts = [n_actions] * n_agents if isinstance(n_actions, int) else list(n_actions)
-        most, options = max(counts), {"device": self.device}
-        mask = torch.arange(most, **options) < torch.tensor(counts, **options)[:, None]  # [n, K]
-        self._action_mask = None if mask.all() else mask.expand(num_envs, -1, -1)
         shape = (num_envs, n_agents)
         leaves: dict[str, TensorSpec] = {
-            "observation": Unbounded((*shape, observation_dim), **options)
+            "observation": Unbounded((*shape, observation_dim), device=self.device)
         }
-        if self._action_mask is not None:
-            leaves["action_mask"] = Binary(shape=(*shape, most), dtype=torch.bool, **options)
-        action = Categorical(most, shape=shape, mask=self._action_mask, **options)
+        self._action_mask: torch.Tensor | None = None
+        if isinstance(n_actions, Bounded):
+            action: TensorSpec = n_actions.to(self.device).expand(*shape, *n_actions.shape)
+        else:
+            action = self._discrete_actions(n_actions)
+            if self._action_mask is not None:
+                leaves["action_mask"] = Binary(
+                    shape=self._action_mask.shape, dtype=torch.bool, device=self.device
+                )
         self._set_specs({"agents": leaves}, {"agents": action}, state_dim)
         self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
 
+    def _discrete_actions(self, n_actions: int | Sequence[int]) -> Categorical:
+        """Spec ``[N, n_agents]``; sets the mask if the agents have different numbers of actions."""
+        options, shape = {"device": self.device}, (*self.batch_size, self.n_agents)
+        counts = [n_actions] * self.n_agents if isinstance(n_actions, int) else list(n_actions)
+        mask = torch.arange(max(counts), **options) < torch.tensor(counts, **options)[:, None]
+        if not mask.all():  # [n, K]
+            self._action_mask = mask.expand(*shape, -1)
+        return Categorical(max(counts), shape=shape, mask=self._action_mask, **options)
+
     @abstractmethod
     def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Step with actions ``[N, n_agents]``: reward, terminated and truncated, each ``[N]``."""
+        """Step with ``[N, n_agents(, A)]``: reward, terminated and truncated, each ``[N]``."""
 
     @abstractmethod
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:

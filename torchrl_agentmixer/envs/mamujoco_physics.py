@@ -57,9 +57,7 @@ class BatchPhysics:
     copied, and it computes ``cfrc_ext`` of the copy. Without contacts, ``cfrc_ext`` is zero.
     """
 
-    def __init__(
-        self, model: Any, num_envs: int, num_threads: int, fields: Sequence[str]
-    ) -> None:
+    def __init__(self, model: Any, num_envs: int, num_threads: int, fields: Sequence[str]) -> None:
         import mujoco
         from mujoco.batch import Batch
 

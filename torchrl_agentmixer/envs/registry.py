@@ -13,6 +13,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import check_known, unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
+from torchrl_agentmixer.envs.continuous_games import (
+    ContinuousGameEnv,
+    SmoothMatrixGame,
+    two_quadratics,
+)
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS
 from torchrl_agentmixer.envs.matrix_games import (
     MatrixGameEnv,
@@ -50,6 +55,25 @@ def _stag_hunt(num_envs: int, device: Device, seed: int | None, n_agents: int = 
     return MatrixGameEnv(stag_hunt(n_agents), num_envs=num_envs, device=device, seed=seed)
 
 
+def _two_quadratics(
+    num_envs: int, device: Device, seed: int | None, n_agents: int = 2, action_dim: int = 1
+) -> EnvBase:
+    options: dict[str, Any] = {"num_envs": num_envs, "device": device, "seed": seed}
+    return ContinuousGameEnv(two_quadratics, n_agents=n_agents, action_dim=action_dim, **options)
+
+
+def _smooth_penalty(num_envs: int, device: Device, seed: int | None, k: float = -25.0) -> EnvBase:
+    game = SmoothMatrixGame(penalty(k))
+    return ContinuousGameEnv(game, num_envs=num_envs, device=device, seed=seed)
+
+
+def _smooth_stag_hunt(
+    num_envs: int, device: Device, seed: int | None, n_agents: int = 4
+) -> EnvBase:
+    game = SmoothMatrixGame(stag_hunt(n_agents))
+    return ContinuousGameEnv(game, n_agents=n_agents, num_envs=num_envs, device=device, seed=seed)
+
+
 def _mamujoco(task: str, **kwargs: Any) -> EnvBase:
     cls = load("MaMujocoEnv")
     _check_options(f"mamujoco/{task}", partial(cls.__init__, None, task), kwargs)
@@ -80,6 +104,9 @@ def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
 
 
 _BUILDERS: dict[str, Builder] = {
+    "continuous/penalty": _smooth_penalty,
+    "continuous/stag_hunt": _smooth_stag_hunt,
+    "continuous/two_quadratics": _two_quadratics,
     "grid/bridge_crossing": BridgeCrossingEnv,
     "grid/predator_prey": PredatorPreyGridEnv,
     **{f"mamujoco/{task}": partial(_mamujoco, task) for task in TASKS},
