@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
-from torchrl_agentmixer.policies import AutoregressivePolicy
+from torchrl_agentmixer.policies import AutoregressivePolicy, Greedy
 from torchrl_agentmixer.policies.product import actor_module
 
 AGENTS = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=3, discrete=True)
@@ -125,7 +125,7 @@ class TestJointProbability:
     def test_execution_takes_the_conditionals_modes_in_order(self, group, share_params):
         policy = make_policy(group, share_params=share_params)
         data = observed(group, 50)
-        chosen = policy.deterministic()(data.copy())["agents", "action"]
+        chosen = Greedy(policy)(data.copy())["agents", "action"]
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert torch.equal(policy(data.copy())["agents", "action"], chosen)
         data["agents", "action"] = torch.zeros(50, 3, dtype=torch.int64)
@@ -174,7 +174,7 @@ def test_continuous_log_probability_is_the_chain_rule():
         expected = Normal(loc, scale).log_prob(action[:, agent]).sum(-1)
         torch.testing.assert_close(data["agents", "action_log_prob"][:, agent], expected)
         torch.testing.assert_close(policy.get_dist(data).log_prob(action)[:, agent], expected)
-    modes = policy.deterministic()(data.clone()).detach()
+    modes = Greedy(policy)(data.clone()).detach()
     for agent in range(3):
         loc, _ = conditional_by_hand(policy, modes, agent)
         torch.testing.assert_close(modes["agents", "action"][:, agent], loc)

@@ -15,7 +15,7 @@ from torchrl_agentmixer.algorithms import MATConfig, make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ActionDecoder, ObservationEncoder
-from torchrl_agentmixer.policies import TransformerPolicy
+from torchrl_agentmixer.policies import Greedy, TransformerPolicy
 
 SIZES = {"n_agents": 3, "observation_dim": 4}
 AGENTS = AgentGroup("agents", **SIZES, action_dim=3, discrete=True)
@@ -121,7 +121,7 @@ class TestJointProbability:
     def test_execution_takes_the_conditionals_modes_in_order(self, group):
         policy = make_policy(group)
         data = observed(group, 50)
-        chosen = policy.deterministic()(data.copy())["agents", "action"]
+        chosen = Greedy(policy)(data.copy())["agents", "action"]
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert torch.equal(policy(data.copy())["agents", "action"], chosen)
         data["agents", "action"] = torch.zeros(50, 3, dtype=torch.int64)

@@ -12,6 +12,7 @@ from torchrl_agentmixer.policies.consistency import (
 )
 from torchrl_agentmixer.policies.latent import LatentPolicy
 from torchrl_agentmixer.policies.product import (
+    Greedy,
     RecurrentActor,
     Sampled,
     actor_module,
@@ -24,6 +25,7 @@ __all__ = [
     "AgentMixerPolicy",
     "AutoregressivePolicy",
     "BehaviorMixture",
+    "Greedy",
     "InTurnPolicy",
     "LatentPolicy",
     "RecurrentActor",

@@ -32,7 +32,6 @@ class LatentPolicy(TensorDictModuleBase):
 
     Keyword Args:
         num_latents (int): values of the latent, m.
-        greedy (bool): take the modes, for any exploration type.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import MAVEN
@@ -51,14 +50,12 @@ class LatentPolicy(TensorDictModuleBase):
         group: AgentGroup,
         *,
         num_latents: int,
-        greedy: bool = False,
     ) -> None:
         super().__init__()
         self.utilities = utilities
         self.latent_logits = latent_logits
         self.group = group
         self.num_latents = num_latents
-        self.greedy = greedy
         self.register_buffer("epsilon", torch.tensor(0.0))
         self._mask_key = group.key("action_mask") if group.masked else None
         mask_keys = [self._mask_key] if self._mask_key else []
@@ -70,16 +67,6 @@ class LatentPolicy(TensorDictModuleBase):
             ("next", "latent"),
         ]
 
-    def deterministic(self) -> LatentPolicy:
-        """Build the greedy policy, which shares the parameters."""
-        return type(self)(
-            self.utilities,
-            self.latent_logits,
-            self.group,
-            num_latents=self.num_latents,
-            greedy=True,
-        )
-
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The primer of the latent, for TorchRL's ``get_primers_from_module``."""
         latent = CategoricalSpec(self.num_latents, shape=(1,))
@@ -87,7 +74,7 @@ class LatentPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draw the latent at the first step of an episode, and write actions."""
-        greedy = self.greedy or exploration_type() in DETERMINISTIC
+        greedy = exploration_type() in DETERMINISTIC
         logits = self.latent_logits(tensordict["state"]).detach()
         drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
         latent = torch.where(tensordict["is_init"], drawn.unsqueeze(-1), tensordict["latent"])

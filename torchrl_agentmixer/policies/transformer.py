@@ -28,9 +28,6 @@ class TransformerPolicy(InTurnPolicy):
             distribution that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
 
-    Keyword Args:
-        greedy (bool): take the conditionals' modes, for any exploration type.
-
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl_agentmixer.modules import ObservationEncoder
@@ -49,10 +46,8 @@ class TransformerPolicy(InTurnPolicy):
         encoder: TensorDictModule,
         individual: ProbabilisticTensorDictSequential,
         group: AgentGroup,
-        *,
-        greedy: bool = False,
     ) -> None:
-        super().__init__(individual, group, greedy=greedy)
+        super().__init__(individual, group)
         self.encoder = encoder
         self._mask_keys = [group.key("action_mask")] if group.masked else []
         self.in_keys = [*encoder.in_keys, *self._mask_keys]
@@ -91,10 +86,6 @@ class TransformerPolicy(InTurnPolicy):
             product_policy([group], [decoder], distribution, joint=False),
             group,
         )
-
-    def deterministic(self) -> TransformerPolicy:
-        """Build the greedy policy, which shares the parameters."""
-        return type(self)(self.encoder, self.individual, self.group, greedy=True)
 
     def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
         return self.encoder(tensordict.select(*self.in_keys))
