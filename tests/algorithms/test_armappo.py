@@ -241,5 +241,7 @@ def test_coordinates_without_settling_on_one_way():
 
 def test_missing_actions_are_explained():
     policy = make_policy(AGENTS)
-    with pytest.raises(KeyError, match=r"conditions on under \('agents', 'action'\), got entries"):
+    with pytest.raises(
+        KeyError, match=r"earlier actions under \('agents', 'action'\), got entries"
+    ):
         policy.get_dist(observed(AGENTS, 2))

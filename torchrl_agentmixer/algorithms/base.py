@@ -132,7 +132,7 @@ class Algorithm(nn.Module):
             self.load_extra_state(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"{type(self).__name__}: expected the state of the same algorithm with the same "
+                f"{type(self).__name__}: expected the state of the same method with the same "
                 f"sizes: {error}"
             ) from error
         self.frames = state["frames"]

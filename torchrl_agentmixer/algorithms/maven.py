@@ -165,7 +165,7 @@ class MAVEN(Algorithm):
             ValueError: if the number of environments changes.
         """
         batch = batch.detach()
-        epsilon = float(self.policy.epsilon)
+        epsilon = float(self.policy.exploration.eps)
         metrics = self._learn_latent(self._ended_episodes(batch))
         self.replay.extend(batch.select(*self._transition_keys).reshape(-1))
         size = max(batch.numel() // self.config.num_minibatches, 1)
@@ -176,7 +176,7 @@ class MAVEN(Algorithm):
         return {name: float(value) for name, value in metrics.items()} | {"epsilon": epsilon}
 
     def on_progress(self, progress: float) -> None:
-        self.policy.epsilon.fill_(as_schedule(self.config.epsilon)(progress))
+        self.policy.exploration.eps.fill_(as_schedule(self.config.epsilon)(progress))
 
     def checkpoint_state(self) -> dict[str, Any]:
         """State for resuming, with replay buffer and unfinished episodes."""
