@@ -12,7 +12,7 @@ from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.algorithms import resolved_options
 from torchrl_agentmixer.training import EarlyStopping, LoopConfig, RunDirectory
 
-# Fields that a resumed run may change: PER_CALL is never saved state, CHANGEABLE if given.
+# Fields that a resumed run may change: PER_CALL come from each call, CHANGEABLE only if given.
 PER_CALL = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
 CHANGEABLE = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
 

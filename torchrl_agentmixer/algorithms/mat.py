@@ -17,8 +17,7 @@ from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, make_ppo_loss
 from torchrl_agentmixer.algorithms.ppo_config import ActorConfig, ClippedUpdateConfig
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ObservationEncoder, value_module
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 from torchrl_agentmixer.policies import Greedy, TransformerPolicy, mode_policy, product_policy
 
 

@@ -17,8 +17,7 @@ from torchrl_agentmixer.algorithms.maven_config import MAVENConfig
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
 from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 from torchrl_agentmixer.objectives import LatentPolicyLoss, MAVENLoss
 from torchrl_agentmixer.policies import Greedy, LatentPolicy, Sampled
 from torchrl_agentmixer.schedules import as_schedule
@@ -36,7 +35,7 @@ class MAVEN(Algorithm):
     with two more terms:
 
     - a mutual-information bonus, see :class:`~torchrl_agentmixer.objectives.MAVENLoss`;
-    - a policy gradient of the hierarchical policy on the episodes' returns, see
+    - PPO of the hierarchical policy on the episodes' returns, with an entropy bonus, see
       :class:`~torchrl_agentmixer.objectives.LatentPolicyLoss`.
 
     **Execution needs a shared latent**: every agent acts greedily on its own observation and z, but

@@ -34,8 +34,8 @@ def load_benchmarl() -> None:
         ) from error
     if not Version(OLDEST) <= Version(found) < Version(NEXT):
         raise ImportError(
-            f"torchrl_agentmixer.benchmarl: expected BenchMARL >={OLDEST},<{NEXT} for TorchRL "
-            f"{version('torchrl')}, got {found}: {INSTALL} (docs/benchmarl.md)"
+            f"torchrl_agentmixer.benchmarl: expected BenchMARL >={OLDEST},<{NEXT}, got {found}: "
+            f"{INSTALL} (docs/benchmarl.md)"
         )
     collectors = vars(torchrl.collectors)
     collectors["SyncDataCollector"] = functools.partial(

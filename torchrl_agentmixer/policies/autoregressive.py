@@ -22,7 +22,7 @@ from torchrl_agentmixer.policies.product import (
 DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
 
-class InTurnPolicy(TensorDictModuleBase):
+class AutoregressivePolicyBase(TensorDictModuleBase):
     r"""Base class of autoregressive policies, :math:`\prod_i \pi_i(a_i \mid o, a_{<i})`.
 
     ``forward`` decodes the actions of one group agent by agent, with one call of the batched
@@ -105,7 +105,7 @@ class InTurnPolicy(TensorDictModuleBase):
         return action
 
 
-class AutoregressivePolicy(InTurnPolicy):
+class AutoregressivePolicy(AutoregressivePolicyBase):
     r"""Autoregressive policy of one group, :math:`\prod_i \pi_i(a_i \mid o_i, a_{<i})`.
 
     Agent :math:`i` reads its observation and the actions (one-hot or continuous) of all agents
