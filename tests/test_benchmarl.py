@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class MaskedGame(TaskClass):
-    """A game with a state, where the first agent has one action less."""
+    """A game with a state and a masked action of the first agent."""
 
     def get_env_fun(self, num_envs, continuous_actions, seed, device):
         payoff = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -199,7 +199,7 @@ def test_first_ratio_is_one(tmp_path, continuous):
 
 
 def test_the_team_has_one_advantage(tmp_path):
-    """Agents of `navigation` have rewards of their own."""
+    """Agents of `navigation` have individual rewards."""
     run = experiment(tmp_path, task=vmas("navigation"), config=algorithm(share_param_critic=False))
     batch = next(iter(run.collector))
     theirs = super(type(run.algorithm), run.algorithm).process_batch("agents", batch.clone())
@@ -310,7 +310,7 @@ def test_without_a_state_the_modifier_reads_all_observations(tmp_path):
 
 
 def test_benchmark_with_mappo(monkeypatch, capsys):
-    """The script of ``docs/benchmarl.md``, which is a ``Benchmark`` of both."""
+    """The script of ``docs/benchmarl.md``: a ``Benchmark`` with both algorithms."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("benchmarl_tasks")
     sizes = ["--tasks", "balance", "--seeds", "0", "--frames", "100", "--batch", "100"]
@@ -324,7 +324,7 @@ def test_benchmark_with_mappo(monkeypatch, capsys):
 
 
 def test_in_an_ensemble(tmp_path):
-    """Predators by AgentMixer, prey by MAPPO: two groups, of which one is a team."""
+    """Ensemble of two groups: predators with AgentMixer, prey with MAPPO."""
     config = EnsembleAlgorithmConfig(
         {"adversary": algorithm(), "agent": MappoConfig.get_from_yaml()}
     )

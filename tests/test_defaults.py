@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(**columns):
-    """Rows of options whose values differ, for the message of a failed test."""
+    """Table of options with different values, for error messages."""
     names = sorted({name for column in columns.values() for name in column})
     rows = [[name, *(column.get(name, "missing") for column in columns.values())] for name in names]
     differ = [row for row in rows if any(value != row[1] for value in row[2:])]

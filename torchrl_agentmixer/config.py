@@ -1,4 +1,4 @@
-"""Configuration of one training run, and of a resumed run."""
+"""Configuration of a training run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.algorithms import resolved_options
 from torchrl_agentmixer.training import EarlyStopping, LoopConfig, RunDirectory
 
-# Fields that a resumed run may change: read at each call, or kept unless they are given.
+# Fields that a resumed run may change: PER_CALL come from each call, CHANGEABLE only if given.
 PER_CALL = ("auto_resume", "max_time", "num_threads", "plots", "resume", "runs")
 CHANGEABLE = ("collector", "early_stopping", "logger", "logger_options", "video_interval")
 
 
 @dataclass(kw_only=True)
 class EnvConfig:
-    """An environment, and the length of training and evaluation in it.
+    """Configuration of the environment and of the length of training and evaluation.
 
     Args:
-        name: of :func:`~torchrl_agentmixer.envs.available_envs`.
-        num_envs: number of environments in training.
+        name: one of :func:`~torchrl_agentmixer.envs.available_envs`.
+        num_envs: number of parallel environments.
         total_frames: environment steps of training.
-        frames_per_batch: environment steps of a batch.
+        frames_per_batch: environment steps per batch.
         eval_interval: environment steps between evaluations.
         eval_envs: number of evaluation episodes.
         eval_steps: time limit of evaluation episodes.
@@ -44,7 +44,7 @@ class EnvConfig:
 
 @dataclass(kw_only=True)
 class CollectorConfig:
-    """Worker processes that collect (0: the training process), by multiprocessing or Ray."""
+    """Number of worker processes for collection (0: the training process) and their backend."""
 
     num_workers: int = 0
     backend: Literal["multiprocessing", "ray"] = "multiprocessing"
@@ -56,21 +56,21 @@ class ExperimentConfig:
 
     Args:
         env: environment and length of training.
-        algorithm: ``"name"``, of :func:`~torchrl_agentmixer.algorithms.available_algorithms`, and
-            the hyperparameters that differ from its defaults.
-        seed: seed of the run.
-        device: of the environments and networks.
-        collector: processes that collect.
+        algorithm: ``"name"``, one of :func:`~torchrl_agentmixer.algorithms.available_algorithms`,
+            and hyperparameters that differ from its defaults.
+        seed: random seed.
+        device: device of environments and networks.
+        collector: worker processes.
         normalize_observations: normalize observations and state by running statistics.
-        num_threads: threads of one process.
+        num_threads: threads per process.
         checkpoint_interval: frames between checkpoints; ``None`` for no checkpoints.
         keep_checkpoints, max_time, video_interval, early_stopping: as in :class:`LoopConfig`.
         logger: names of :class:`MetricLoggers`.
         logger_options: keyword arguments of TorchRL's loggers by name.
-        plots: write an animation of an episode at the end (``examples/train.py``: plots as well).
+        plots: write an animation of an episode (``examples/train.py``: and plots) at the end.
         runs: root of the run directories of ``examples/train.py``.
         resume: run directory to resume.
-        auto_resume: resume the run in the folder if it has checkpoints.
+        auto_resume: resume the run if its folder has checkpoints.
 
     Examples:
         >>> import tempfile
@@ -107,13 +107,13 @@ class ExperimentConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExperimentConfig:
-        """Build a configuration from nested plain values; a ``ValueError`` for unknown fields."""
+        """Build a configuration from a nested mapping; raise a ValueError for unknown fields."""
         parts = {"env": EnvConfig, "collector": CollectorConfig, "early_stopping": EarlyStopping}
         nested = {k: _checked(parts[k], values[k], f"{k}.") for k in parts if k in values}
         return _checked(cls, {**values, **nested}, "")
 
     def to_dict(self) -> dict[str, Any]:
-        """All values as JSON represents them, with all hyperparameters of the algorithm."""
+        """Convert to JSON-compatible values, with all hyperparameters of the algorithm."""
         options = dict(self.algorithm)
         name = options.pop("name")
         algorithm = {"name": name, **resolved_options(name, options)}
@@ -122,14 +122,12 @@ class ExperimentConfig:
 
 def _checked(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     known = [f.name for f in fields(cls)]
-    for name in values:
-        if name not in known:
-            raise ValueError(unknown_name("field", prefix + name, [prefix + k for k in known]))
+    check_known("field", [prefix + name for name in values], [prefix + name for name in known])
     return cls(**values)
 
 
 def saved_config(folder: str | Path) -> ExperimentConfig:
-    """The configuration of the run in a folder."""
+    """The configuration in a run directory."""
     values = RunDirectory(folder, resume=True, writes=False).saved_config()
     values.pop("decentralized_execution", None)
     return ExperimentConfig.from_dict(values)

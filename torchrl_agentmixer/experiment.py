@@ -1,4 +1,4 @@
-"""Experiments: one training run from one configuration, without Hydra."""
+"""Experiments: training runs from a configuration."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ __all__ = ["ExperimentConfig", "can_resume", "load_run", "run"]
 def run(
     config: ExperimentConfig, folder: str | Path, *, changed: Sequence[str] = ()
 ) -> dict[str, float | None]:
-    """Train, and write all results to a run directory; the last row of metrics.
+    """Train, write a run directory and return the last row of metrics.
 
     Args:
         config (ExperimentConfig): configuration.
-        folder (str or Path): the run directory.
+        folder (str or Path): run directory.
 
     Keyword Args:
-        changed (sequence of str): dotted names of fields that a resumed run changes.
+        changed (sequence of str): dotted names of fields that change in a resumed run.
 
     Raises:
         Interrupted: after SIGTERM or SIGINT.
-        ValueError: for an unknown option, or another change of a resumed run.
+        ValueError: for an unknown option, or a change that a resumed run does not support.
     """
     folder = distributed.from_first(lambda: Path(folder))
     resume = distributed.from_first(
@@ -59,7 +59,7 @@ def run(
     workers = build_workers(config, num_envs, seed)
     env = build_env(config, num_envs, seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
-    torch.manual_seed(config.seed)  # building an environment may have drawn random numbers
+    torch.manual_seed(config.seed)  # environments may draw random numbers
     algorithm = _algorithm(config, env)
     given = vars(config.env) | vars(config)
     loop = LoopConfig(**{f.name: given[f.name] for f in fields(LoopConfig) if f.name in given})
@@ -81,7 +81,7 @@ def run(
 
 
 class _Output:
-    """Run directory, loggers and progress bar of a run."""
+    """Run directory, loggers and progress bar."""
 
     def __init__(self, config: ExperimentConfig, folder: Path, resume: bool) -> None:
         first = distributed.rank() == 0
@@ -115,20 +115,21 @@ class _Output:
 
 
 def build_env(config: ExperimentConfig, num_envs: int, seed: int, like: Any = None) -> EnvBase:
-    """The environment; ``like`` gives the statistics of its normalization."""
+    """Build the environment, with the normalization statistics of ``like``."""
     kwargs, device = config.env.kwargs, config.device
     env = make_env(config.env.name, num_envs=num_envs, device=device, seed=seed, **kwargs)
     return normalize_observations(env, like=like) if config.normalize_observations else env
 
 
 def build_workers(config: ExperimentConfig, num_envs: int, seed: int) -> Workers | None:
-    """Worker processes that share ``num_envs`` environments; ``None`` without workers."""
+    """Build worker processes that share ``num_envs`` environments; ``None`` without workers."""
     count = config.collector.num_workers
     if not count:
         return None
     if num_envs % count:
-        key = "`env.num_envs` per rank"
-        raise ValueError(f"expected {key} to be a multiple of {count} workers, got {num_envs}.")
+        raise ValueError(
+            f"expected `env.num_envs` per rank to be a multiple of {count} workers, got {num_envs}."
+        )
     seeds = np.random.SeedSequence([seed, 1]).generate_state(count) >> 1
     functions = [partial(build_env, config, num_envs // count, int(s)) for s in seeds]
     return Workers(env_functions=functions, seed=seed, backend=config.collector.backend)
@@ -140,7 +141,7 @@ def _algorithm(config: ExperimentConfig, env: EnvBase) -> Any:
 
 
 def can_resume(folder: Path) -> bool:
-    """Whether a folder contains checkpoints; removes the empty metrics of a failed start."""
+    """Whether a folder has checkpoints; removes the empty metrics of a failed start."""
     if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
         return True
     metrics = folder / "metrics.csv"
@@ -150,7 +151,7 @@ def can_resume(folder: Path) -> bool:
 
 
 def load_run(folder: str | Path, *, num_envs: int = 1) -> tuple[Any, EnvBase, ExperimentConfig]:
-    """The trained algorithm of a complete run, ``num_envs`` environments, and the configuration."""
+    """Load a complete run: trained algorithm, ``num_envs`` environments and configuration."""
     config, folder = saved_config(folder), Path(folder)
     like = None
     if config.normalize_observations:

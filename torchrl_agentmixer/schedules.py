@@ -1,4 +1,4 @@
-"""Annealing of a coefficient over training."""
+"""Schedules of coefficients over training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Schedule:
-    """A coefficient that changes linearly from ``start`` to ``end``.
+    """Linear schedule of a coefficient from ``start`` to ``end``.
 
     Args:
         start: value until the fraction ``since`` of training.
@@ -55,14 +55,21 @@ Scheduled = float | Schedule | Mapping[str, Any]
 
 
 def as_schedule(value: Scheduled) -> Schedule:
-    """Convert a number (constant), the arguments of a schedule, or a schedule.
+    """Convert a number (constant), the arguments of a schedule, or a schedule to a schedule.
 
     Examples:
         >>> as_schedule(0.3)(0.5), as_schedule({"start": 1.0, "end": 0.0})(0.5)
         (0.3, 0.5)
     """
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, Mapping):
-        return Schedule(**value)
-    return Schedule(float(value), float(value))
+    value = schedule_or_number(value)
+    return value if isinstance(value, Schedule) else Schedule(float(value), float(value))
+
+
+def schedule_or_number(value: Scheduled) -> float | Schedule:
+    """Convert the arguments of a schedule; return numbers and schedules unchanged.
+
+    Examples:
+        >>> schedule_or_number(0.3)
+        0.3
+    """
+    return Schedule(**value) if isinstance(value, Mapping) else value

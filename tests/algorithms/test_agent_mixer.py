@@ -1,4 +1,4 @@
-"""AgentMixer's recipes: schedules, learning rates, ratios, and how far modes are apart."""
+"""AgentMixer: schedules, learning rates, ratios and consistency metrics."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "env_name", "options"), CASES)
 def test_ratio_against_a_transcription(name, env_name, options):
-    """PPO's clipped objective of the team's ratio (Eq. 13), or its mean over the agents' own."""
+    """PPO's clipped objective of the team's ratio (Eq. 13), or its mean over the agents' ratios."""
     torch.manual_seed(0)
     env = make_env(env_name, num_envs=32, seed=0)
     algorithm = make_algorithm(name, env, 10_000, {**options, "clip_epsilon": 0.2})
@@ -144,7 +144,7 @@ def test_ratio_against_a_transcription(name, env_name, options):
 
 
 def test_continuous_metrics_omit_what_is_not_trained():
-    """The individual scales are frozen: no divergence from them, no score of their samples."""
+    """Individual scales are frozen: no metrics of divergence and of sampled individual policies."""
     env = make_env("vmas/predator_prey", num_envs=4, seed=0)
     algorithm = make_algorithm("agent_mixer_continuous", env, 10_000, ONE_STEP)
     metrics = algorithm.update(collect(env, algorithm.policy))
@@ -171,12 +171,12 @@ def test_options_of_other_actions_do_not_exist(name, option):
 
 
 def test_ratio_names_are_checked():
-    with pytest.raises(ValueError, match="'team' or 'agent', got 'joint'"):
+    with pytest.raises(ValueError, match=r"'joint'.*agent, team"):
         ContinuousAgentMixerConfig(ratio="joint")
 
 
-def test_options_are_few_besides_those_of_ppo():
-    """A reader can hold them in mind: at most 14, discrete and continuous together."""
+def test_number_of_options_in_addition_to_ppo():
+    """At most 14, discrete and continuous together."""
     ppo = set(vars(PPOConfig()))
     own = (set(vars(AgentMixerConfig())) | set(vars(ContinuousAgentMixerConfig()))) - ppo
     assert len(ppo) == 19

@@ -1,4 +1,4 @@
-"""AIL: its losses against independent transcriptions, the mixture, and what it learns."""
+"""AIL: losses against independent transcriptions, behavior mixture, and learning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASKED_PAYOFF = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])  # 1, 2 and 3
 
 
 def sharpen(algorithm, scale=1.0):
-    """Experts and students with policies that differ much, from one another and by state."""
+    """Scale outputs, so that expert and students differ from each other and between states."""
     torch.manual_seed(1)
     with torch.no_grad():
         for key, parameter in algorithm.policy.named_parameters():
@@ -41,7 +41,7 @@ def collect(env, algorithm, steps=8):
 
 
 def by_hand(policy, data, group="agents"):
-    """Each agent's distribution, straight from what the network writes."""
+    """Each agent's distribution, from the network's outputs."""
     output = policy.module[0](data.copy())
     if (group, "logits") not in output.keys(True):
         return Normal(output[group, "loc"], output[group, "scale"])
@@ -126,7 +126,7 @@ class TestStudentsLoss:
         assert all(p.grad is not None for p in algorithm.policy.expert.parameters())
 
     def test_its_optimum_is_the_average_expert(self):
-        """Eq. 7: a student that cannot see the state does each action as often as the expert."""
+        """Eq. 7: students that do not observe the state learn the expert's frequencies."""
         env = make_env("grid/bridge_crossing", num_envs=500, small_prob=0.6, seed=0)
         algorithm = sharpen(ail(env), 0.15)
         data = env.reset()
@@ -174,7 +174,7 @@ class TestMixture:
             assert here.float().mean().item() == pytest.approx(probability, abs=0.02)
 
     def test_the_team_follows_one_of_the_two(self):
-        """Expert and students, each sure of another action: no step has some of both."""
+        """Expert and students with different deterministic actions: no step mixes them."""
         env = MatrixGameEnv(torch.eye(3), num_envs=4000, seed=0)
         algorithm = ail(env, expert_share=0.3)
         with torch.no_grad():
@@ -238,7 +238,7 @@ class TestExpertsPPO:
         torch.testing.assert_close(data["advantage"], (raw - raw.mean()) / raw.std())
 
     def test_advantages_are_v_trace(self):
-        """The recursion as written, in plain numbers, with an episode's end inside."""
+        """The recursion in plain numbers, with an end of an episode."""
         env = make_env("grid/bridge_crossing", num_envs=6, seed=0)
         algorithm = sharpen(ail(env, expert_share=0.3))
         data = collect(env, algorithm, steps=20)
@@ -278,7 +278,7 @@ class TestExpertsPPO:
         assert metrics["expert_weight"] < 1.0
 
     def test_values_are_the_experts_however_the_students_act(self):
-        """Expert: always right. Students: always wrong. The state's value is the expert's."""
+        """The expert is always right, the students are always wrong: the value is the expert's."""
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.eye(2), num_envs=2000, seed=0)
         algorithm = ail(
@@ -301,13 +301,13 @@ class TestExpertsPPO:
             algorithm.update(data)
         assert data["next", "reward"].mean().item() == pytest.approx(0.5, abs=0.1)
         value = algorithm.critic(env.reset())["state_value"].mean().item()
-        # A target of 1 where the expert acted, and of the value itself where it never would.
+        # The target is 1 for the expert's actions, and the value for actions improbable under it.
         assert value == pytest.approx(1.0, abs=0.1)
 
 
 class TestLearning:
     def test_students_learn_a_cooperative_task_that_they_see(self):
-        """The best joint action of a game: expert and students earn it."""
+        """Expert and students learn the best joint action of a game."""
         torch.manual_seed(0)
         env = make_env("matrix/climbing", num_envs=200, seed=0)
         algorithm = AIL(env, 40 * 200, AILConfig(lr=5e-3, epochs=4, num_minibatches=1))
@@ -321,7 +321,7 @@ class TestLearning:
         assert metrics["divergence"] < 0.1
 
     def test_learns_continuous_actions(self):
-        """A game of one step, played from one state: all agents' actions are best at 0.3."""
+        """One-step game with one state: the optimal action of every agent is 0.3."""
         torch.manual_seed(0)
         env = make_env("vmas/predator_prey", num_envs=6, seed=0)
         algorithm = make_algorithm(
@@ -350,7 +350,7 @@ class TestLearning:
         data = collect(env, algorithm)
         metrics = algorithm.update(data)
         assert all(torch.tensor(value).isfinite() for value in metrics.values())
-        # A divergence does not change by squashing both sides alike.
+        # Squashing both distributions does not change the divergence.
         with torch.no_grad():
             expert, student = (
                 by_hand(policy, data)

@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
-from torchrl_agentmixer.policies import AutoregressivePolicy
+from torchrl_agentmixer.policies import AutoregressivePolicy, Greedy
 from torchrl_agentmixer.policies.product import actor_module
 
 AGENTS = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=3, discrete=True)
@@ -26,7 +26,7 @@ MASK = torch.tensor([[True, True, False], [True, True, True], [False, True, True
 
 
 def make_policy(group, before=(), **kwargs):
-    """With conditionals that differ much from one another."""
+    """Scale parameters, so that the conditionals differ."""
     torch.manual_seed(0)
     policy = AutoregressivePolicy.build(group, before, input_norm=False, **kwargs)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def every_joint_action(group):
 
 
 def conditional_by_hand(policy, data, agent):
-    """Parameters of one agent's conditional, from an input that is put together entry by entry."""
+    """Parameters of one agent's conditional, from an input built entry by entry."""
     group = policy.group
     action = data[group.name, "action"]
     entries = [data[group.name, "observation"][:, agent]]
@@ -125,7 +125,7 @@ class TestJointProbability:
     def test_execution_takes_the_conditionals_modes_in_order(self, group, share_params):
         policy = make_policy(group, share_params=share_params)
         data = observed(group, 50)
-        chosen = policy.deterministic()(data.copy())["agents", "action"]
+        chosen = Greedy(policy)(data.copy())["agents", "action"]
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert torch.equal(policy(data.copy())["agents", "action"], chosen)
         data["agents", "action"] = torch.zeros(50, 3, dtype=torch.int64)
@@ -174,7 +174,7 @@ def test_continuous_log_probability_is_the_chain_rule():
         expected = Normal(loc, scale).log_prob(action[:, agent]).sum(-1)
         torch.testing.assert_close(data["agents", "action_log_prob"][:, agent], expected)
         torch.testing.assert_close(policy.get_dist(data).log_prob(action)[:, agent], expected)
-    modes = policy.deterministic()(data.clone()).detach()
+    modes = Greedy(policy)(data.clone()).detach()
     for agent in range(3):
         loc, _ = conditional_by_hand(policy, modes, agent)
         torch.testing.assert_close(modes["agents", "action"][:, agent], loc)
@@ -192,7 +192,7 @@ def test_squashed_actions_keep_their_bounds():
 
 
 def test_groups_act_one_after_another():
-    """The second group reads the first one's actions, and not the other way round."""
+    """The second group reads the first group's actions; the first does not read the second's."""
     env = make_env("vmas/simple_tag", num_envs=5, seed=0)
     algorithm = make_algorithm("armappo", env, 1000)
     first, second = agent_groups(env)
@@ -211,7 +211,7 @@ def test_groups_act_one_after_another():
 
 
 def test_actors_are_wider_by_the_actions_they_read():
-    """And the same as MAPPO's in all else."""
+    """Otherwise they equal MAPPO's."""
     env = make_env("grid/predator_prey", num_envs=2)
     (group,) = agent_groups(env)
     wider = group.n_agents * group.action_dim
@@ -226,7 +226,7 @@ def test_actors_are_wider_by_the_actions_they_read():
 
 
 def test_coordinates_without_settling_on_one_way():
-    """Under an entropy bonus the team plays every equal pair, together: no product can."""
+    """With an entropy bonus the team plays all equal pairs of actions, which no product can."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
     config = {"lr": 5e-3, "epochs": 4, "num_minibatches": 1, "entropy_coeff": 0.05}
@@ -241,5 +241,7 @@ def test_coordinates_without_settling_on_one_way():
 
 def test_missing_actions_are_explained():
     policy = make_policy(AGENTS)
-    with pytest.raises(KeyError, match=r"conditions on under \('agents', 'action'\), got entries"):
+    with pytest.raises(
+        KeyError, match=r"earlier actions under \('agents', 'action'\), got entries"
+    ):
         policy.get_dist(observed(AGENTS, 2))

@@ -1,4 +1,4 @@
-"""Every method goes through this suite, on every environment that it supports."""
+"""Conformance suite: every algorithm on every environment that it supports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_policy_gradient(name):
 
 
 def cases(envs):
-    """Parameters (method, environment, options) of all methods that support the environment."""
+    """Parameters (algorithm, environment, options) of all supported pairs."""
     found = []
     for name in available_algorithms():
         cls = algorithm_class(name)
@@ -52,7 +52,7 @@ def cases(envs):
 
 
 def make_algorithm(name, env, options):
-    """By the options that the methods share; replay counts gradient steps instead of epochs."""
+    """Options by shared names; off-policy algorithms count gradient steps instead of epochs."""
     options = {"epochs": 1, "num_minibatches": 1, **options}
     if has(name, "gradient_steps"):
         steps = options.pop("epochs") * options.pop("num_minibatches")
@@ -61,7 +61,7 @@ def make_algorithm(name, env, options):
 
 
 def build(name, env, memory, *, num_envs=6, seed=0, **options):
-    """A method and its environment."""
+    """An algorithm and its environment."""
     envs = ENVS if env in ENVS else GROUPS
     env = make_env(env.partition(",")[0], num_envs=num_envs, seed=seed, **envs[env])
     return make_algorithm(name, env, {**options, **memory}), env
@@ -74,7 +74,7 @@ def collect(env, policy, steps=8):
 @pytest.mark.parametrize(("name", "env", "memory"), cases(ENVS))
 class TestConformance:
     def test_update_changes_every_trained_parameter(self, name, env, memory):
-        """Each parameter that requires a gradient moves, and no other one does."""
+        """Exactly the parameters that require a gradient change."""
         torch.manual_seed(0)
         one_step = env == "matrix/climbing"  # one observation, and nothing to remember
         algorithm, env = build(name, env, memory, epochs=4)
@@ -115,7 +115,7 @@ class TestConformance:
         assert algorithm.execution_policy.in_keys == [("agents", "observation"), *carried]
 
     def test_execution_is_decentralized_exactly_where_it_says_so(self, name, env, memory):
-        """Another agent's observation, or the state, changes an agent's action, or never does."""
+        """Actions depend on other agents' observations only if execution is not decentralized."""
         torch.manual_seed(0)
         algorithm, env = build(name, env, memory)
         policy = algorithm.execution_policy
@@ -136,7 +136,7 @@ class TestConformance:
         assert moved == ({0} if algorithm.decentralized_execution else {0, -1})
 
     def test_evaluated_policies_are_modes_and_samples(self, name, env, memory):
-        """Under deterministic exploration modes repeat themselves, and samples do not."""
+        """Under deterministic exploration, modes are repeatable and sampled policies vary."""
         torch.manual_seed(0)
         algorithm, env = build(name, env, memory, num_envs=50)
         evaluated = algorithm.evaluated_policies
@@ -182,7 +182,7 @@ LEARNING = [name for name in available_algorithms() if algorithm_class(name).dis
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_solves_a_coordination_game(name):
-    """Two agents earn 1 by the same action and 0 otherwise; every method must get there."""
+    """Every algorithm learns a game that pays 1 for equal actions and 0 otherwise."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
     options = {"lr": 5e-3, "epochs": 4, "num_minibatches": 1 if is_policy_gradient(name) else 4}
@@ -203,7 +203,7 @@ def test_no_cue_is_remembered_without_memory():
 
 
 def return_of_recall(name, memory_dim):
-    """Two cues and a delay, learned: the best return is 1 with memory and 1/2 without."""
+    """Recall of two cues after a delay: the best return is 1 with memory and 1/2 without."""
     torch.manual_seed(0)
     env = RecallEnv(num_envs=50, n_cues=2, delay=2, seed=0)
     memory = {"memory_dim": memory_dim, "sequence_length": 4}
@@ -300,5 +300,5 @@ def test_unknown_names_are_explained():
 
 @pytest.mark.parametrize("name", available_algorithms())
 def test_default_options_rebuild_the_default_config(name):
-    """Options in plain containers, as Hydra and JSON hold them, give the same config."""
+    """Options as JSON and Hydra represent them give the same config."""
     assert algorithms.resolved_options(name, default_options(name)) == default_options(name)

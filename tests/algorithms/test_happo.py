@@ -1,4 +1,4 @@
-"""HAPPO: turns, the compound factor, and what the two do for a team."""
+"""HAPPO: sequential updates, the factor of earlier agents, and learning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def collect(env, policy, steps=8):
 
 
 def per_agent_log_prob(policy, data):
-    """By torch's own distributions, ``[*B, n]``, of one group."""
+    """Log-probabilities of one group by torch's distributions, ``[*B, n]``."""
     with torch.no_grad(), set_recurrent_mode(True):
         agents = policy.module[0](data.copy())["agents"]
     if "logits" in agents.keys():  # noqa: SIM118
@@ -33,7 +33,7 @@ def per_agent_log_prob(policy, data):
 
 
 def spied(algorithm, seen):
-    """The algorithm, whose gradient steps add (agent or -1 for the critic, minibatch) to a list."""
+    """The algorithm, and a list of (agent or -1 for the critic, minibatch) per gradient step."""
     actor_step, critic_step = algorithm._actor_step, algorithm._critic_step
 
     def record_actor(turn, minibatch):
@@ -59,7 +59,7 @@ ENVS = {
 @pytest.mark.parametrize("memory", [{}, MEMORY], ids=["feed-forward", "recurrent"])
 class TestTurns:
     def test_factor_against_a_hand_computation(self, kind, memory):
-        """Each turn's advantage: the team's, times the ratios of the agents before it."""
+        """The advantage of an update is the team's times the ratios of earlier agents."""
         torch.manual_seed(0)
         env, seen = ENVS[kind](), []
         config = HAPPOConfig(**ONE_STEP, lr=2e-2, **memory)
@@ -116,7 +116,7 @@ class TestTurns:
             assert rows == (set() if index is None else {index})
 
     def test_an_agent_alone_is_the_agent_in_its_group(self, kind, memory):
-        """Networks of turns give the probabilities that the batched policy acted by."""
+        """Networks of single agents give the probabilities of the batched policy."""
         torch.manual_seed(0)
         env = ENVS[kind]()
         algorithm = HAPPO(env, 10_000, HAPPOConfig(**ONE_STEP, lr=1e-2, **memory))
@@ -130,7 +130,7 @@ class TestTurns:
             algorithm.update(batch)
 
     def test_restored_and_moved_ones_train_their_own_policy(self, kind, memory):
-        """Views into the policy's parameters outlive what replaces the parameters' storage."""
+        """Views into the policy's parameters are restored when their storage is replaced."""
         torch.manual_seed(0)
         env = ENVS[kind]()
         trained, restored, moved = (
@@ -154,7 +154,7 @@ class TestTurns:
 
 @pytest.mark.parametrize("clip_epsilon", [0.2, (0.1, 0.4)])
 def test_objective_against_a_transcription(clip_epsilon):
-    """The clip is on the agent's own ratio, the factor outside of it."""
+    """Only the agent's own ratio is clipped, not the factor."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.randn(3, 3), num_envs=100, seed=0)
     algorithm = HAPPO(env, 1000, HAPPOConfig(clip_epsilon=clip_epsilon))
@@ -174,7 +174,7 @@ def test_objective_against_a_transcription(clip_epsilon):
 
 @pytest.mark.parametrize("memory", [{}, MEMORY], ids=["feed-forward", "recurrent"])
 def test_one_agent_is_ppo(memory):
-    """With one agent HAPPO and MAPPO are the same single-agent PPO, to the last bit.
+    """With one agent HAPPO and MAPPO are the same single-agent PPO, bit for bit.
 
     But for clipping gradients: MAPPO clips actor and critic together.
     """
@@ -238,8 +238,8 @@ class ExactGame:
 
 
 def test_the_second_agent_answers_the_first_ones_new_policy():
-    """Both would leave (0, 0) for 2 and meet in -1; taking turns, only the first one does."""
-    options = {"clip_epsilon": (0.99, 1e6), "lr": 5e-2, "epochs": 100}  # as good as no clip
+    """Simultaneous updates move both agents from (0, 0) to -1; sequential ones move only one."""
+    options = {"clip_epsilon": (0.99, 1e6), "lr": 5e-2, "epochs": 100}  # effectively no clipping
     game = ExactGame([[0.0, 2.0], [2.0, -1.0]], first_action=1.0, **options)
     start = game.value()
     game.update()
@@ -262,7 +262,7 @@ def test_small_steps_never_lower_the_expected_payoff(payoff):
 
 
 def test_the_last_factor_is_the_joint_ratio():
-    """Summed over all joint actions, factor times advantage is the change of the value, exactly."""
+    """The sum of factor times advantage over joint actions is exactly the change of the value."""
     game = ExactGame([[0.0, 2.0], [2.0, -1.0]], first_action=0.5, lr=1e-2, epochs=5)
     before = game.value()
     data = game.update()

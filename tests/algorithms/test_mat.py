@@ -1,4 +1,4 @@
-"""MAT against enumeration; MAT-Dec's independence; what both learn and refuse."""
+"""MAT against enumeration; MAT-Dec; learning and errors of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_agentmixer.algorithms import MATConfig, make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ActionDecoder, ObservationEncoder
-from torchrl_agentmixer.policies import TransformerPolicy
+from torchrl_agentmixer.policies import Greedy, TransformerPolicy
 
 SIZES = {"n_agents": 3, "observation_dim": 4}
 AGENTS = AgentGroup("agents", **SIZES, action_dim=3, discrete=True)
@@ -27,7 +27,7 @@ ONE_STEP = {"epochs": 1, "num_minibatches": 1}
 
 
 def make_policy(group, **kwargs):
-    """With conditionals that differ much from one another."""
+    """Scale parameters, so that the conditionals differ."""
     torch.manual_seed(0)
     encoder = ObservationEncoder(3, 4, **TRANSFORMER)
     policy = TransformerPolicy.build(group, encoder, head_gain=0.5, **TRANSFORMER, **kwargs)
@@ -53,7 +53,7 @@ def every_joint_action(group):
 
 
 def conditional_by_hand(policy, data, agent):
-    """One agent's conditional where later actions are not known yet: they hold garbage."""
+    """One agent's conditional, with arbitrary values for later actions."""
     group = policy.group
     action = data[group.name, "action"].clone()
     later = action[:, agent:]
@@ -121,7 +121,7 @@ class TestJointProbability:
     def test_execution_takes_the_conditionals_modes_in_order(self, group):
         policy = make_policy(group)
         data = observed(group, 50)
-        chosen = policy.deterministic()(data.copy())["agents", "action"]
+        chosen = Greedy(policy)(data.copy())["agents", "action"]
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             assert torch.equal(policy(data.copy())["agents", "action"], chosen)
         data["agents", "action"] = torch.zeros(50, 3, dtype=torch.int64)
@@ -176,7 +176,7 @@ def test_the_decoder_is_causal_in_actions_and_not_in_observations(group, agent):
 
 
 def test_the_gradient_of_a_log_probability_is_causal():
-    """No path from a later action to an agent's policy, not even one that cancels."""
+    """No gradient path exists from later actions to an agent's policy."""
     torch.manual_seed(0)
     decoder = ActionDecoder(4, 2, 2, discrete=False, **TRANSFORMER)
     action = torch.randn(5, 4, 2, requires_grad=True)
@@ -202,7 +202,7 @@ def test_masked_actions_are_never_drawn():
 
 
 def test_an_agent_without_a_choice_adds_nothing():
-    """As a dead one, who has its no-op alone: no log-probability, no entropy, no gradient."""
+    """An agent with only a no-op has no log-probability, no entropy and no gradient."""
     group = AgentGroup("agents", **SIZES, action_dim=3, discrete=True, masked=True)
     policy = make_policy(group)
     data = observed(group, 30)
@@ -285,7 +285,7 @@ def test_mat_dec_acts_on_own_observations_alone():
 
 @pytest.mark.parametrize("name", ["mat", "mat_dec"])
 def test_learns_continuous_actions(name):
-    """A game of one step, played from one observation: all agents' actions are best at 0.3."""
+    """One-step game with one observation: the optimal action of every agent is 0.3."""
     torch.manual_seed(0)
     env = make_env("vmas/predator_prey", num_envs=6, seed=0)
     algorithm = make_algorithm(name, env, 10_000, {"lr": 3e-3, "epochs": 10, "num_minibatches": 1})
@@ -303,7 +303,7 @@ def test_learns_continuous_actions(name):
 
 
 def test_mat_finds_the_best_answer_to_a_first_move():
-    """The second agent's best answer differs for each of the first's actions: it knows them all."""
+    """The second agent learns the best response to each action of the first."""
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
     config = {"lr": 1e-3, "epochs": 4, "num_minibatches": 1, "entropy_coeff": 0.3}

@@ -1,4 +1,4 @@
-"""MAVEN: targets by hand, its latent, information in behavior; what it learns and refuses."""
+"""MAVEN: TD targets, latent, mutual information, learning and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def grid(num_envs=6, **kwargs):
 
 
 def spread(module, std=1.0):
-    """Outputs that differ much."""
+    """Scale parameters, so that outputs differ."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=std)
@@ -61,7 +61,7 @@ class TestMixer:
 
 @pytest.mark.parametrize("share_params", [False, True])
 def test_each_latent_has_utilities_of_its_own(share_params):
-    """A gradient of one latent's utilities leaves the others' last layer alone."""
+    """The gradient of one latent's utilities is zero in the last layers of other latents."""
     torch.manual_seed(0)
     utilities = LatentUtilities(2, 4, 3, 5, hidden=(8,), share_params=share_params)
     observation = torch.randn(1, 2, 4).expand(5, -1, -1)
@@ -153,7 +153,7 @@ class TestExploration:
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.randn(2, 4), num_envs=50, seed=0)
         algorithm = maven(env, epsilon=0.0)
-        with torch.no_grad():  # an illegal action of agent 0 looks best
+        with torch.no_grad():  # a masked action of agent 0 has the highest utility
             head = algorithm.policy.utilities.module.body
             bias = next(p for p in head.parameters() if p.shape[-1] == 8 * 4 and p.ndim == 2)
             bias.unflatten(-1, (8, 4))[0, :, 3] += 100.0
@@ -171,6 +171,8 @@ class TestExploration:
         greedy = data["agents", "action_value"].argmax(-1)
         other = (data["agents", "action"] != greedy).float().mean((0, 1))
         assert other.tolist() == pytest.approx([0.2, 0.2], abs=0.015)  # 0.3 of 2 in 3
+        both = (data["agents", "action"] != greedy).all(-1).float().mean()
+        assert both.item() == pytest.approx(0.04, abs=0.01)  # agents explore independently
 
     def test_epsilon_follows_frames(self):
         env = MatrixGameEnv(climbing(), num_envs=10, seed=0)
@@ -191,7 +193,7 @@ class TestExploration:
 
 
 class TestTarget:
-    """TD loss against the equation, with masks, ends and time limits, and another target."""
+    """TD loss against the equation, with masks, terminations, time limits and other targets."""
 
     def transitions(self):
         torch.manual_seed(0)
@@ -274,7 +276,7 @@ class TestTarget:
 
 class TestInformation:
     def trained(self, distinct, steps=200):
-        """The bound after training the discriminator alone on utilities that tell of z, or not."""
+        """The bound after training the discriminator on utilities that depend on z, or not."""
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.eye(3), num_envs=2, seed=0)
         algorithm = maven(env, num_latents=3)
@@ -300,11 +302,11 @@ class TestInformation:
         assert self.trained(distinct=False, steps=1) < 0.01
 
     def learned(self, coeff):
-        """All joint actions pay the same; whether behavior becomes diverse is the bonus's alone."""
+        """With equal payoffs, only the bonus makes behavior diverse."""
         torch.manual_seed(0)
         env = MatrixGameEnv(torch.zeros(3, 3), num_envs=100, seed=0)
         algorithm = maven(env, information_coeff=coeff, num_latents=3, epochs=5, lr=1e-2)
-        with torch.no_grad():  # no behavior of its own
+        with torch.no_grad():  # behavior does not depend on z
             for parameter in algorithm.policy.utilities.parameters():
                 if parameter.shape[-1] == 9 or parameter.shape[-2:-1] == (9,):
                     parameter.zero_()
@@ -330,11 +332,11 @@ class TestInformation:
 
 class TestHierarchicalPolicy:
     def test_episodes_are_put_together_over_batches(self):
-        """Return, first state and latent, whatever batches an episode was cut into."""
+        """Return, initial state and latent do not depend on how batches cut an episode."""
         torch.manual_seed(0)
         env = RecallEnv(num_envs=4, delay=2, seed=0)
         algorithm = maven(env)
-        data = collect(env, algorithm.policy, steps=11)  # two episodes of four steps and a rest
+        data = collect(env, algorithm.policy, steps=11)  # two episodes of four steps and three more
         data["next", "reward"] = torch.randn_like(data["next", "reward"])
         parts = [algorithm._ended_episodes(data[:, a:b]) for a, b in ((0, 3), (3, 6), (6, 11))]
         assert [len(part) for part in parts] == [0, 4, 4]
@@ -374,7 +376,7 @@ class TestHierarchicalPolicy:
         assert held < free - 0.03
 
     def test_the_latent_carries_what_the_first_state_shows(self):
-        """Memoryless agents name a cue that z was chosen by: why it is not fully decentralized."""
+        """z transmits the cue to memoryless agents: execution is not fully decentralized."""
         torch.manual_seed(0)
         env = RecallEnv(num_envs=50, n_cues=2, delay=1, seed=0)
         config = {"epochs": 10, "num_minibatches": 4, "lr": 5e-3, "lr_latent": 1e-2}
@@ -386,7 +388,7 @@ class TestHierarchicalPolicy:
 
 
 def test_checkpoint_goes_on_where_the_buffer_is_full():
-    """Replay is a ring: what is overwritten next is part of the state."""
+    """The position of the ring buffer is part of the state."""
     torch.manual_seed(0)
     env = grid()
     algorithm = maven(env, replay_size=100)
@@ -395,7 +397,8 @@ def test_checkpoint_goes_on_where_the_buffer_is_full():
     restored = maven(env, replay_size=100)
     restored.load_checkpoint_state(copy.deepcopy(algorithm.checkpoint_state()))
     assert len(restored.replay) == 100
-    assert float(restored.policy.epsilon) == float(algorithm.policy.epsilon) != 0.3
+    epsilons = [float(a.policy.exploration.eps) for a in (restored, algorithm)]
+    assert epsilons[0] == epsilons[1] != 0.3
     batch = collect(env, algorithm.policy)
     metrics = []
     for method in (algorithm, restored):
@@ -442,7 +445,7 @@ class TestErrors:
     def test_another_number_of_environments(self):
         algorithm = maven(grid(6))
         algorithm.update(collect(grid(6), algorithm.policy))
-        with pytest.raises(ValueError, match=r"6 environments.*shape \(3, 8\)"):
+        with pytest.raises(ValueError, match=r"6 environments.*got \(3, 8\)"):
             algorithm.update(collect(grid(3), algorithm.policy))
 
     def test_state_of_another_method_or_size(self):

@@ -1,4 +1,4 @@
-"""What the PPO methods share."""
+"""Base class of the PPO algorithms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def collect(env, policy, steps=8):
 
 
 def test_groups_count_by_their_agents():
-    """MAPPO's losses on two groups: means over all agents, the shared critic's once."""
+    """MAPPO's losses on two groups: means over all agents, and the shared critic's loss once."""
     env = make_env("vmas/simple_tag", num_envs=4, seed=0)
     torch.manual_seed(0)
     algorithm = make_algorithm("mappo", env, 10_000)
@@ -41,7 +41,7 @@ def test_sequences_divide_a_batch():
 
 
 def test_gradients_reach_back_to_the_cue():
-    """Unrolled in training, an action is credited to what was seen steps before."""
+    """Backpropagation through time: an action's gradient reaches earlier observations."""
     env = RecallEnv(num_envs=5, delay=2, seed=0)
     algorithm = make_algorithm("agent_mixer", env, 100, {"memory_dim": 4})
     data = collect(env, algorithm.policy, steps=4)

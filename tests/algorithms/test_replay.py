@@ -1,4 +1,4 @@
-"""Replay keeps the newest transitions, and goes on from its state as if it had never stopped."""
+"""Replay keeps the newest transitions, and resumes exactly from its state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torchrl_agentmixer.algorithms.replay import TransitionReplay
 
 
 def transitions(start, stop):
-    """Numbered ones, with a nested entry of another batch size."""
+    """Numbered transitions, with a nested entry of another batch size."""
     number = torch.arange(start, stop).float()
     agents = TensorDict({"observation": number[:, None, None].expand(-1, 2, 3)}, [len(number), 2])
     return TensorDict({"state": number[:, None], "agents": agents}, [len(number)])
 
 
 def held(replay):
-    """Numbers of all transitions that are ever drawn."""
+    """Numbers of all transitions in the buffer."""
     sample = replay.sample(2_000)
     assert torch.equal(sample["agents", "observation"][:, 1, 2], sample["state"][:, 0])
     return sorted(set(sample["state"][:, 0].tolist()))
@@ -43,9 +43,9 @@ def test_the_newest_are_drawn(count):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_a_restored_one_goes_on_alike(count):
-    """Before and after it is full, and while it writes in the middle."""
+    """Before and after the buffer is full, and with the writer in the middle."""
     original = filled(10, BATCHES[:count])
-    restored = filled(10, [(100, 107)])  # which it forgets
+    restored = filled(10, [(100, 107)])  # replaced by the loaded state
     restored.load_state_dict(original.state_dict())
     assert len(restored) == len(original)
     for start, stop in BATCHES[count:]:

@@ -1,4 +1,4 @@
-"""AgentMixer under SAC: one learner, whose gradient goes through the joint sample."""
+"""AgentMixer with SAC: losses, reparameterized gradient, alpha and learning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrl_agentmixer.groups import AgentGroup
 
 
 class SumEnv(TeamEnv):
-    """Two agents see a number, and earn 0 if their actions add up to it, else less; one step."""
+    """One-step game: the reward is highest (0) if the actions add up to the observed number."""
 
     def __init__(self, num_envs, bound=1.0, seed=0):
         super().__init__(2, 1, 1, 1, num_envs=num_envs, seed=seed)
@@ -50,7 +50,7 @@ def algorithm():
     torch.manual_seed(0)
     env = make_env("vmas/predator_prey", num_envs=3, seed=0)
     algorithm = sac(env, gradient_steps=1, head_gain=2.0, critic_hidden=(16,), alpha_init=0.3)
-    with torch.no_grad():  # targets apart from the critics, as they are in training
+    with torch.no_grad():  # target critics differ from the critics, as in training
         for value in algorithm.loss.target_qvalue_network_params.values(True, True):
             value += 0.1 * torch.randn_like(value)
     algorithm.data = collect(env, algorithm).reshape(-1)
@@ -90,7 +90,7 @@ def gradients(loss, parameters):
 class TestLosses:
     @pytest.mark.parametrize("part", ["actors", "modifier"])
     def test_it_learns_through_the_joint_sample(self, algorithm, part):
-        """By an independent transcription: value and gradient."""
+        """Value and gradient against an independent transcription."""
         data, policy = algorithm.data, algorithm.policy
         module = policy.actors[0] if part == "actors" else policy.modifier
         torch.manual_seed(1)
@@ -106,7 +106,7 @@ class TestLosses:
         assert sum(grad.abs().sum() for grad in ours) > 1e-2
 
     def test_a_critic_is_of_the_joint_action(self, algorithm):
-        """Every entry of every agent's action moves both values."""
+        """Both values depend on every entry of every agent's action."""
         data = algorithm.data
         action = data["agents", "action"].clone().requires_grad_()
         loss, _ = algorithm.loss.qvalue_v2_loss(data.set(("agents", "action"), action))
@@ -117,7 +117,7 @@ class TestLosses:
         assert not torch.isclose(values[0], values[1]).any()
 
     def test_critics_learn_the_soft_value(self, algorithm):
-        """Ends are worth nothing after them; time limits are worth what would follow."""
+        """Targets bootstrap at time limits, and not at terminations."""
         data = algorithm.data
         data["next", "terminated"] = torch.arange(12)[:, None] % 3 == 0
         data["next", "done"] = torch.arange(12)[:, None] % 2 == 0
@@ -134,7 +134,7 @@ class TestLosses:
         torch.testing.assert_close(loss, (values - target).square().mean(1).sum())
 
     def test_alpha_keeps_the_target_entropy(self):
-        """It falls where the policy is more random than that, and rises where it is less."""
+        """Alpha falls if the entropy is above its target, and rises if it is below."""
         torch.manual_seed(0)
         for target, falls in ((-8.0, True), (8.0, False)):
             env = SumEnv(20)
@@ -148,7 +148,7 @@ class TestLosses:
         options = {"n_agents": n_agents, "action_dim": action_dim, "discrete": False}
         group = AgentGroup("agents", observation_dim=1, **options, low=-one, high=one)
         assert _target_entropy(group, -1.0) == -n_agents * action_dim
-        # In other bounds the same policy is as far from its target.
+        # Other action bounds do not change the difference from the target.
         loc, scale = 0.3 * one, 0.2 * one
         low, high = -0.4 * one, torch.rand_like(one) + 0.1
         unit = IGCTanhNormal(loc, scale).entropy() + n_agents * action_dim
@@ -159,7 +159,7 @@ class TestLosses:
 
 class TestLearning:
     def test_agents_learn_to_add_up(self):
-        """No agent can earn it alone; -1/3 is the return of agents that do nothing."""
+        """The reward needs both agents; the return without actions is -1/3."""
         torch.manual_seed(0)
         env = SumEnv(50, bound=1.5)
         algorithm = sac(
@@ -187,7 +187,7 @@ class TestLearning:
         assert sizes == [(3,)] * 7
 
     def test_targets_follow(self):
-        """By ``target_rate`` of the way, in each step."""
+        """Target parameters move by the fraction ``target_rate`` per step."""
         torch.manual_seed(0)
         env = SumEnv(5)
         algorithm = sac(env, gradient_steps=1, target_rate=0.25, lr=1e-2)

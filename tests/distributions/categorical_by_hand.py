@@ -13,7 +13,7 @@ FORBIDDEN = -np.inf
 
 @st.composite
 def inputs(draw, max_noise=1e6, dtypes=(torch.float32, torch.float64)):
-    """Logits (at times with ties), perturbation, mask or None, all of one shape and dtype."""
+    """Logits (some with ties), perturbation, and mask or None, of one shape and dtype."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch = draw(st.sampled_from([(), (1,), (4,), (2, 3)]))
     n_agents, n_actions = draw(st.integers(1, 4)), draw(st.integers(1, 6))
@@ -61,7 +61,7 @@ def as_array(value: object, ndim: int) -> np.ndarray:
 
 
 def eq_12(logits, x, mask, tau, strength, consistency=0.0, margin=1e-2, bound=0.95):
-    """Probabilities by Eq. 12 and the clipping, in float64, with the noise as the paper has it."""
+    """Probabilities of Eq. 12 with clipping, in float64, with the paper's formula for the noise."""
     logits, ndim = logits.double().numpy(), logits.ndim
     allowed = np.ones(logits.shape, bool) if mask is None else mask.numpy()
     individual = log_softmax(np.where(allowed, logits, FORBIDDEN))

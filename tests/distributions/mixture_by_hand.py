@@ -74,7 +74,7 @@ def softmax(z, allowed):
 
 
 def eq_12(logits, x, allowed, tau, strength, consistency, margin=1e-2, bound=0.95):
-    """One agent's probabilities in one component, with the noise as the paper writes it."""
+    """One agent's probabilities in one component, with the paper's formula for the noise."""
     individual = softmax(logits, allowed)
     z = []
     for p, value, ok in zip(individual, x, allowed, strict=True):
@@ -89,7 +89,7 @@ def eq_12(logits, x, allowed, tau, strength, consistency, margin=1e-2, bound=0.9
 
 
 def states_by_hand(logits, noise, weights, mask, coefficients):
-    """For every state the weights ``[1 + m]`` and probabilities ``[1 + m][n][K]``, as lists."""
+    """Per state, the weights ``[1 + m]`` and probabilities ``[1 + m][n][K]``, as lists."""
     n, k = logits.shape[-2:]
     mask = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
     defaults = dict(zip(NAMES, (1.0, 1.0, 0.0, 1.0), strict=True))
@@ -120,7 +120,7 @@ def states_by_hand(logits, noise, weights, mask, coefficients):
 
 
 def joint_by_hand(policies):
-    """Probability of every joint action, ``[n_joint]``, of agents that act independently."""
+    """Probability of every joint action of independent agents, ``[n_joint]``."""
     ranges = [range(len(agent)) for agent in policies]
     return [
         math.prod(agent[a] for agent, a in zip(policies, joint, strict=True))
@@ -129,7 +129,7 @@ def joint_by_hand(policies):
 
 
 def mix(weights, rows):
-    """The weighted sum of rows."""
+    """Weighted sum of rows."""
     columns = zip(*rows, strict=True)
     return [sum(w * p for w, p in zip(weights, column, strict=True)) for column in columns]
 
@@ -140,7 +140,7 @@ def table_by_hand(*arguments):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# -- the same of a distribution ------------------------------------------------------------------
+# -- enumeration by log_prob ------------------------------------------------------------------
 
 
 def joint_actions(dist):

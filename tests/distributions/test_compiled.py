@@ -27,7 +27,7 @@ def _fresh_compiler():
 
 
 def check(numbers, *arguments, backend="aot_eager"):
-    """The compiled function returns what the eager one returns."""
+    """Compiled and eager results are equal."""
     fast = torch.compile(numbers, fullgraph=True, backend=backend)
     torch.testing.assert_close(fast(*arguments), numbers(*arguments))
 
@@ -40,7 +40,7 @@ def categorical_inputs(n, k):
 
 
 def test_categorical():
-    """With generated code; the others stop at the graph, which takes less time."""
+    """Compile with code generation; the other tests use the faster ``aot_eager`` backend."""
     logits, noise, mask = categorical_inputs(2, 4)
     tau, consistency = torch.rand(5, 2, 1) + 0.5, torch.rand(5, 2, 1)
     action = IGCCategorical(logits, noise, mask).sample()

@@ -1,4 +1,4 @@
-"""What every distribution of the package does: shapes, its own samples, expand, dtypes."""
+"""Properties of every distribution: shapes, samples, expand, dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GroupedDistribution: a team's numbers are sums over groups."""
+"""GroupedDistribution: log-probability, entropy and KL are sums over groups."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_log_prob_of_a_tensordict_of_actions():
 
 
 def test_log_prob_takes_a_sample_of_its_own():
-    """A sample is a tuple, which ``log_prob`` takes as it is or unpacked."""
+    """A sample is a tuple; ``log_prob`` takes it whole or unpacked."""
     p = parts()
     team = GroupedDistribution(p)
     sample = team.sample((6,))

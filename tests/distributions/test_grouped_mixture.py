@@ -92,7 +92,7 @@ def test_log_prob_is_the_enumerated_mixture_of_all_groups(masked):
 
 
 def groups_are_independent(probs):
-    """The joint probabilities if scouts and tank drew components of their own."""
+    """Joint probabilities if scouts and tank drew separate components."""
     grid = probs.reshape(-1, 9, 2)
     return (grid.sum(2, keepdim=True) * grid.sum(1, keepdim=True)).flatten(1)
 
@@ -203,7 +203,7 @@ def test_kl_needs_the_same_groups_in_the_same_order():
 
 def test_kl_trains_mixture_and_individual_policies():
     named = arguments(True)
-    unread = "tank.modified_share"  # the share of the first agent counts
+    unread = "tank.modified_share"  # only the first agent's share is used
     leaves = [
         value.requires_grad_()
         for key, value in named.items()

@@ -30,7 +30,7 @@ from .mixture_by_hand import (
 
 @pytest.fixture(params=["enumerated", "large team"])
 def size(request, monkeypatch):
-    """Whether the mode enumerates joint actions."""
+    """Whether the mode is found by enumeration of joint actions."""
     if request.param == "large team":
         monkeypatch.setattr(igc_mixture, "MAX_JOINT_ACTIONS", 1)
     return request.param
@@ -77,7 +77,7 @@ def test_only_the_first_agents_share_is_read():
     torch.testing.assert_close(dist.mixture_distribution.probs[:, 0], 1 - share[:, 0, 0])
 
 
-# -- more joint actions than are enumerated ------------------------------------------------------
+# -- too many joint actions to enumerate ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -102,7 +102,7 @@ def test_large_teams_mode_is_the_best_of_the_components_modes(masked, monkeypatc
 
 
 def test_mode_that_is_the_mode_of_no_component(size):
-    """The agents' second choices are the mode, which only enumeration finds."""
+    """The joint mode consists of the agents' second choices; only enumeration finds it."""
     one = torch.tensor([0.55, 0.448, 0.002], dtype=torch.float64)
     probs = torch.stack([one, one.flip(0)])  # [m, K], the same for both agents
     noise = -(1 / probs + math.log(0.95)).expm1().log()  # Eq. 12 solved for u = exp(-1 / p)
@@ -142,7 +142,7 @@ def test_consistency_one_keeps_the_individual_modes(data, scale, share, temperat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_near_ties_go_to_the_individual_modes(dtype, size):
-    """Gaps of a few roundings, which a sum over agents does not resolve."""
+    """Gaps within the rounding error of a sum over agents."""
     torch.manual_seed(0)
     logits = 20 * torch.finfo(dtype).eps * torch.randn(500, 3, 4, dtype=dtype)
     noise, weights = torch.randn(500, 3, 2, 4, dtype=dtype), torch.zeros(500, 2, dtype=dtype)
@@ -185,7 +185,7 @@ def test_no_strength_or_no_share_is_the_product(masked, coefficients, size):
 
 
 def test_improbable_actions_of_the_product_keep_their_log_prob():
-    """A share of 0 is 0, not a small number that dominates in the tail."""
+    """A share of 0 adds no probability, even in the tail."""
     logits = torch.tensor([[0.0, -300.0]])
     noise = torch.tensor([[[-1e4, 1e4]]])
     dist = IGCMixture(logits, noise, torch.zeros(1), strength=100.0, modified_share=0.0)
@@ -214,7 +214,7 @@ def test_one_component_is_the_textbook_mixture(share):
 
 
 def test_samples_are_of_the_joint_distribution_and_correlated():
-    """Three modes on the diagonal: frequencies fit the table, not the product of the marginals."""
+    """With three modes on the diagonal, frequencies match the joint table, not the product."""
     torch.manual_seed(0)
     n = 20_000
     noise = (20 * torch.eye(3) - 10).expand(2, 3, 3)
@@ -330,7 +330,7 @@ def test_individual_policies_weights_and_perturbations_all_learn():
 
 
 def test_alone_in_a_probabilistic_module():
-    """Nested keys, a mask, and TorchRL's exploration types: nothing else of this package."""
+    """Use with TorchRL alone: nested keys, a mask, and exploration types."""
     dist, (logits, noise, weights, mask) = example(dtype=torch.float32)
     keys = {"logits": ("a", "l"), "perturbation": ("a", "x"), "mask": ("a", "m")}
     module = ProbabilisticTensorDictModule(

@@ -75,7 +75,7 @@ def test_bounds_are_the_formula_and_hold(data, temperature, strength, consistenc
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_bounds_are_nearer_than_the_conditional_entropy(masked):
-    """The bound closes part of the gap that the mean over components leaves."""
+    """The bound is tighter than the mean entropy of the components."""
     dist, data = example((50,), masked=masked)
     coefficients = {"temperature": 0.8, "modified_share": 0.7}
     exact = entropy_of(table_by_hand(*data, coefficients))
@@ -122,7 +122,7 @@ def test_exact_where_components_have_no_joint_action_in_common(dtype):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("added", [1, 2, 5])
 def test_agents_without_a_choice_change_nothing(masked, added):
-    """Also where they push the number of joint actions over MAX_JOINT_ACTIONS."""
+    """Also if the number of joint actions then exceeds MAX_JOINT_ACTIONS."""
     dist, (logits, noise, weights, mask) = example(masked=masked)
     assert dist.n_joint_actions <= igc_mixture.MAX_JOINT_ACTIONS
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Errors of the discrete distributions: they name what came and what was expected."""
+"""Errors of the discrete distributions."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_mixture_errors_name_what_came_and_what_was_expected(arguments, message)
 
 
 def test_a_share_that_does_not_fit_the_agents_is_an_error():
-    """One number per state would be read as one number per agent."""
+    """One number per state would broadcast as one number per agent."""
     with pytest.raises(RuntimeError, match=r"\[4, 2, 1\]"):
         IGCMixture(LOGITS, NOISE, WEIGHTS, modified_share=torch.rand(4, 1))
 

@@ -68,7 +68,7 @@ def modifier_by_hand(modifier, state, per_group):
 
 
 def scramble(module):
-    """Parameters that no layer leaves out: neither zero biases nor unit weights."""
+    """Random parameters: no zero biases and no unit weights."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.4)

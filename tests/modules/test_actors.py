@@ -1,4 +1,4 @@
-"""Decentralized actors: one batched call that equals a loop over the agents' own networks."""
+"""Decentralized actors: one batched call equals a loop over networks of single agents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BATCHES = pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 1, 4)])
 
 
 def layers(body, agent):
-    """``{name: tensor}`` of one agent's own network."""
+    """``{name: tensor}`` of one agent's network."""
     flat = body.params.flatten_keys(".")
     return {k: (v if body.share_params else v[agent]) for k, v in flat.items()}
 
 
 def own_network(body, agent, x, *, input_norm, n_hidden, last):
-    """LayerNorm, then Linear -> ReLU -> LayerNorm, and maybe a last Linear, by hand."""
+    """Transcription: LayerNorm, Linear -> ReLU -> LayerNorm, and optionally a last Linear."""
     p, index = layers(body, agent), 0
 
     def norm(x, i):
@@ -37,7 +37,7 @@ def own_network(body, agent, x, *, input_norm, n_hidden, last):
         index += 3
     if last:
         x = x @ p[f"{index}.weight"].mT + p[f"{index}.bias"]
-    assert len(p) == 2 * (input_norm + 2 * n_hidden + last)  # nothing was left out
+    assert len(p) == 2 * (input_norm + 2 * n_hidden + last)  # all parameters are used
     return x
 
 
@@ -115,7 +115,7 @@ MEMORIES = pytest.mark.parametrize("memory_dim", [0, 7], ids=["feed-forward", "r
 
 
 def run(actor, observation, unroll=False):
-    """The actor's outputs; with memory, from a random one, in one step or over a sequence."""
+    """The actor's outputs, with a random memory if recurrent, for a step or a sequence."""
     if not actor.memory_dim:
         return actor(observation)
     generator = torch.Generator().manual_seed(0)

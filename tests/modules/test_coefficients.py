@@ -12,7 +12,7 @@ from torchrl_agentmixer.schedules import Schedule
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 def test_written_next_to_the_logits_and_changed_in_place(batch):
-    """Under nested keys, one number per agent, in the dtype of the logits."""
+    """Nested keys, one number per agent, dtype of the logits."""
     keys = [("teams", "a", "logits"), ("b", "l")]
     write = IGCCoefficients(keys, strength=0.5, consistency=0.0)
     td = TensorDict({}, batch)

@@ -51,7 +51,7 @@ def test_channel_mixing_commutes_with_permutations_of_agents(permutation, seed):
     tokens = torch.randn(2, 5, 8, dtype=torch.float64)
     permuted = block(tokens[:, list(permutation)])
     torch.testing.assert_close(permuted, block(tokens)[:, list(permutation)])
-    # Each agent on its own: another agent's token is not read.
+    # Channel-mixing does not read other agents' tokens.
     changed = tokens.clone()
     changed[:, 1:] = torch.randn_like(tokens[:, 1:]) * 100
     torch.testing.assert_close(block(changed)[:, 0], block(tokens)[:, 0])

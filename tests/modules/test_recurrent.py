@@ -1,4 +1,4 @@
-"""Memory: the batched GRU against torch's own, its resets, and how TorchRL carries it."""
+"""Batched GRU against torch's, resets, and memory in TorchRL's environments."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_memory_is_carried_and_starts_at_zero(team):
 
 @pytest.mark.parametrize("length", [1, 3, 6, 12])
 def test_sequences_give_what_was_collected(team, length):
-    """From stored memories, across episodes, any chunk has the log-probabilities of collection."""
+    """Sequences from stored memories, across episodes, give the log-probabilities of collection."""
     env, policy = team
     data = env.rollout(12, policy, break_when_any_done=False)
     chunks = data.reshape(-1, length)

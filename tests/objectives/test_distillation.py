@@ -1,4 +1,4 @@
-"""Distillation into decentralized students, and the expert's advantages, by hand."""
+"""Distillation loss and the expert's advantage against plain transcriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of several groups as one."""
+"""Loss over several groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchrl_agentmixer.objectives.grouped import GroupedLoss
 
 
 class Fixed(nn.Module):
-    """A loss that writes what it is given."""
+    """Loss module with fixed outputs."""
 
     def __init__(self, **values):
         super().__init__()
@@ -22,7 +22,7 @@ class Fixed(nn.Module):
 
 
 def test_means_are_weighted_by_the_numbers_of_agents():
-    """An entry that only some losses write is their mean; entries per agent are averaged first."""
+    """Entries per agent are averaged first; an entry of only some losses is averaged over these."""
     loss = GroupedLoss([Fixed(a=1.0, b=[2.0, 4.0]), Fixed(a=4.0), Fixed(b=9.0)], [2, 1, 3])
     out = loss(TensorDict({"x": torch.full((5,), 10.0)}, [5]))
     assert out["a"].item() == pytest.approx(10 * (2 * 1 + 1 * 4) / 3)

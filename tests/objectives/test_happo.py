@@ -33,7 +33,7 @@ def policy():
 
 
 def batch(policy, keys, n=200):
-    """Samples of the policy, with old log-probabilities that differ from the present ones."""
+    """Samples of the policy, with old log-probabilities that differ from the current ones."""
     data = policy(TensorDict({"agents": {"observation": torch.randn(n, 1, 4)}}, [n])).detach()
     log_prob = data.pop(("agents", "action_log_prob"))
     data[keys["sample_log_prob"]] = log_prob + 0.4 * torch.randn(n, 1)
@@ -71,7 +71,7 @@ def test_objective_is_its_transcription(policy, keys, clip_epsilon):
     parameters = list(policy.parameters())
     wanted = torch.autograd.grad(expected, parameters)
     torch.testing.assert_close(torch.autograd.grad(out, parameters), wanted)
-    for key, value in before.items(True, True):  # the batch is left as it was
+    for key, value in before.items(True, True):  # the batch is not modified
         assert torch.equal(data[key], value)
 
 

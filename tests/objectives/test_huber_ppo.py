@@ -1,4 +1,4 @@
-"""MAPPO's value loss on TorchRL's."""
+"""MAPPO's Huber value loss."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def example(**kwargs):
 
 
 def test_standardize_replaces_torchrls():
-    """It gets the advantages and ``exclude_dims``; the objective is minus its mean at ratio 1."""
+    """``standardize`` gets ``exclude_dims``; at ratio 1 the objective is minus its mean."""
     calls = []
 
     def standardize(advantage, exclude_dims):

@@ -108,7 +108,7 @@ def test_td_loss_is_its_transcription(masked, state, latent):
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @KEYS
 def test_discriminator_loss_is_its_transcription(masked, temperature, state, latent):
-    """Mean of ``-log q(z | state, softmax(Q / temperature))``; information: H(z) less that."""
+    """Mean of ``-log q(z | state, softmax(Q / temperature))``; information: H(z) minus that."""
     loss, utilities, _, discriminator = build(masked, state, latent, temperature=temperature)
     data = transitions(masked, state, latent)
     with torch.no_grad():

@@ -15,7 +15,7 @@ ACTIONS = {"scouts": 4, "ships": 3, "tanks": 2}  # tanks: dimensions of continuo
 
 
 class GroupsEnv(EnvBase):
-    """Masked discrete scouts, discrete ships and continuous, bounded tanks; all entries are noise.
+    """Masked discrete scouts, discrete ships and continuous bounded tanks with random entries.
 
     Scouts are 2 agents with 4 actions, ships 1 agent with 3, tanks 3 agents with 2 dimensions.
     """
@@ -66,7 +66,7 @@ def scramble(module, seed=0):
 
 
 def build(groups, batch=(4,), modifier_kwargs=None, **kwargs):
-    """A scrambled policy for these groups, and what it reads at reset."""
+    """A policy for these groups with random parameters, and the tensordict at reset."""
     env = GroupsEnv(batch, groups=groups)
     policy = AgentMixerPolicy.from_env(
         env,

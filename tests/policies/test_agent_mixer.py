@@ -259,7 +259,7 @@ def values(policy):
 
 
 def test_default_schedules():
-    """Correlated in the first half of training, then the product, which is sharpened."""
+    """Correlation falls to zero in the first half; then the temperature falls."""
     policy, td = scouts()
     names = ("temperature", "strength", "consistency", "modified_share")
     rows = {0.0: (1, 3, 0, 1), 0.25: (1, 1.5, 0, 1), 0.5: (1, 0, 0, 1), 0.7: (0.55, 0, 0, 1)}

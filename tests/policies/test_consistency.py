@@ -1,4 +1,4 @@
-"""How far the joint policy is from what is deployed: modes and KL."""
+"""Consistency of joint and individual policies: modes and KL."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_metrics_of_discrete_actions(num_components, builder):
 
 @pytest.mark.parametrize("distribution", ["normal", "tanh_normal"])
 def test_continuous_actions_have_no_divergence(distribution):
-    """Individual scales are not trained, so a KL from them means nothing."""
+    """Individual scales are not trained, so a KL from them has no meaning."""
     for policy, td in (
         build(("tanks",), distribution=distribution),
         both_kinds(distribution=distribution),

@@ -1,4 +1,4 @@
-"""A Policy Modifier around an existing actor."""
+"""AgentMixerPolicy on an existing actor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_from_actor_around_a_torchrl_actor():
     torch.testing.assert_close(rollout["agents", "logits"], logits)
     deployed = policy.decentralized()(rollout.clone())
     assert torch.equal(deployed["agents", "action"], logits.argmax(-1))
-    out = actor(rollout.clone())  # the actor itself is left as it was
+    out = actor(rollout.clone())  # the actor itself is unchanged
     assert out["agents", "action"].shape == (4, 3, 2)
 
 

@@ -1,4 +1,4 @@
-"""The mixture of joint policies: its parts, one or several groups, and what is deployed."""
+"""Mixture of joint policies: parts, one or several groups, execution."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_spans_groups_of_discrete_actions(batch):
 
 
 def test_groups_are_correlated_by_the_component():
-    """An action of a scout carries information on the ship's, given the state."""
+    """Actions of scouts and ship have mutual information given the state."""
     policy, td = two_discrete((8,), strength=3.0)
     td["scouts", "action_mask"].fill_(True)
     dist = policy.get_dist(td)

@@ -1,4 +1,4 @@
-"""Decentralized policies: modes, samples, what each agent reads, and frozen scales."""
+"""Decentralized policies: modes, samples, inputs per agent, and frozen scales."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_sampled_also_where_exploration_is_deterministic(kind):
     torch.manual_seed(0)
     with set_exploration_type(kind):
         got = sampled(td.clone())
-        assert exploration_type() is kind  # and it is restored
+        assert exploration_type() is kind  # restored
         again = sampled(td.clone())
     for key in (*policy.action_keys, "action_log_prob"):
         assert torch.equal(got.get(key), expected.get(key))

@@ -18,7 +18,7 @@ from .groups_env import STATE, GroupsEnv, both_kinds, two_discrete
 
 def collect(env, policy, critic):
     """A rollout with advantages."""
-    with torch.no_grad():  # as TorchRL's collectors
+    with torch.no_grad():  # as in TorchRL's collectors
         rollout = env.rollout(5, policy, break_when_any_done=False)
     return GAE(gamma=0.9, lmbda=0.9, value_network=critic)(rollout)
 

@@ -1,4 +1,4 @@
-"""Methods: each builds policy, critic, loss and optimizer."""
+"""Algorithms: AgentMixer and the baselines."""
 
 from __future__ import annotations
 

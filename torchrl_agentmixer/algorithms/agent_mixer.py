@@ -1,8 +1,7 @@
-"""AgentMixer: PPO on the joint policy, deployed as its individual policies."""
+"""AgentMixer: PPO on the joint policy, decentralized execution of the individual policies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
     central_critic,
@@ -23,7 +23,7 @@ from torchrl_agentmixer.modules import (
     IGCSchedules,
 )
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
-from torchrl_agentmixer.schedules import Schedule, as_schedule
+from torchrl_agentmixer.schedules import Schedule, schedule_or_number
 
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
 
@@ -47,9 +47,8 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in _field_names(IGCSchedules):
-            if isinstance(getattr(self, name), Mapping):
-                setattr(self, name, as_schedule(getattr(self, name)))
+        for name, value in option_values(self, IGCSchedules).items():
+            setattr(self, name, schedule_or_number(value))
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -70,11 +69,11 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
-        ratio: of new to old probability, which PPO clips: one per ``"team"`` (Eq. 13), or one per
-            ``"agent"``, as in MAPPO, for one group of agents.
+        ratio: ratio of new to old probability in PPO's objective: one per ``"team"`` (Eq. 13), or
+            one per ``"agent"`` as in MAPPO, for one group of agents.
 
     Raises:
-        ValueError: for another ``ratio``.
+        ValueError: for an unknown ``ratio``.
     """
 
     lr: float = 1e-3
@@ -85,8 +84,7 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ratio not in ("team", "agent"):
-            raise ValueError(f"expected `ratio` 'team' or 'agent', got {self.ratio!r}.")
+        check_known("ratio", [self.ratio], ["team", "agent"])
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -101,9 +99,9 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
 class AgentMixer(PPOAlgorithm):
     """AgentMixer with TorchRL's ``MAPPOLoss`` and ``GAE`` on the joint policy (Eq. 13).
 
-    The team is one learner: one advantage, one log-probability and one ratio per time step. One
-    backward pass trains actors and Modifier, each with its learning rate. Execution is
-    decentralized: the individual modes.
+    The team has one advantage, one log-probability and one ratio per time step. One backward pass
+    trains actors and Modifier, with one learning rate each. Execution is decentralized: the
+    individual modes.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -111,7 +109,7 @@ class AgentMixer(PPOAlgorithm):
         config (AgentMixerConfig, optional): hyperparameters.
 
     Raises:
-        ValueError: for continuous actions; :class:`ContinuousAgentMixer` is for those.
+        ValueError: for continuous actions: use :class:`ContinuousAgentMixer`.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -143,6 +141,8 @@ class AgentMixer(PPOAlgorithm):
         loss.set_keys(action=policy.action_keys)
         actors = [p for module in policy.actors for p in module.parameters() if p.requires_grad]
         modifier = list(policy.modifier.parameters())
+        individual = Sampled(policy.decentralized(deterministic=False))
+        evaluated = {"eval_joint": policy, "eval_individual": individual}
         super().__init__(
             config,
             total_frames,
@@ -155,15 +155,9 @@ class AgentMixer(PPOAlgorithm):
                 {"params": [*actors, *critic.parameters()], "lr": config.lr},
                 {"params": modifier, "lr": config.lr_modifier},
             ],
-            evaluated=self.evaluated_besides(policy),
+            evaluated={} if self.continuous else evaluated,
         )
         self.on_progress(0.0)
-
-    @staticmethod
-    def evaluated_besides(policy: AgentMixerPolicy) -> dict:
-        """The joint policy, and the individual policies, sampled."""
-        individual = policy.decentralized(deterministic=False)
-        return {"eval_joint": policy, "eval_individual": Sampled(individual)}
 
     @torch.no_grad()
     def diagnose(self, data: TensorDictBase) -> TensorDict:
@@ -182,9 +176,9 @@ class AgentMixer(PPOAlgorithm):
 class ContinuousAgentMixer(AgentMixer):
     """:class:`AgentMixer` for continuous actions: the Modifier writes the joint scale.
 
-    The joint mode is the individual mode for every input, so that evaluation of the executed policy
-    is also that of the joint policy. The individual policies' own scales are not trained: the joint
-    scale replaces them.
+    The joint mode is always the individual mode: evaluation of the executed policy is also that of
+    the joint policy. The scales of the individual policies are not trained: the joint scale
+    replaces them.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -208,16 +202,7 @@ class ContinuousAgentMixer(AgentMixer):
     continuous = True
     config_class = ContinuousAgentMixerConfig
 
-    @staticmethod
-    def evaluated_besides(policy: AgentMixerPolicy) -> dict:
-        """Nothing."""
-        return {}
-
-
-def _field_names(options: type) -> list[str]:
-    return [field.name for field in fields(options)]
-
 
 def option_values(config: Any, options: type) -> dict[str, Any]:
-    """The fields of a config that belong to these options."""
-    return {name: getattr(config, name) for name in _field_names(options)}
+    """The values of the fields of ``options`` in a config."""
+    return {field.name: getattr(config, field.name) for field in fields(options)}

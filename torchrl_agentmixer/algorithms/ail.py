@@ -1,8 +1,7 @@
-"""AIL: a full-information expert by PPO, and decentralized students that imitate it."""
+"""AIL: imitation of a centralized PPO expert by decentralized students."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, central_critic, make_ppo_loss
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.groups import state_dim
@@ -17,7 +17,7 @@ from torchrl_agentmixer.modules import CentralActor
 from torchrl_agentmixer.objectives import DistillationLoss, ExpertAdvantage
 from torchrl_agentmixer.policies import BehaviorMixture, Sampled, mode_policy, product_policy
 from torchrl_agentmixer.policies.behavior_mixture import EXPERT_LOG_PROB_KEY
-from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule, schedule_or_number
 
 _ANNEALED = Schedule(1.0, 0.0)
 
@@ -26,16 +26,16 @@ _ANNEALED = Schedule(1.0, 0.0)
 class AILConfig(PPOConfig):
     """Hyperparameters of AIL (`arXiv 2012.15566 <https://arxiv.org/abs/2012.15566>`_).
 
-    ``lr`` is of expert, students and critic; ``actor_hidden``, ``share_params`` and ``memory_dim``
-    are of the students; the expert has no memory, for it sees the state.
+    ``lr`` applies to expert, students and critic; ``actor_hidden``, ``share_params`` and
+    ``memory_dim`` to the students. The expert reads the state and has no memory.
 
     Args:
         expert_hidden: widths of the expert's hidden layers.
         expert_share: beta of Eq. 6, the expert's share of the actions in collection: a number in
-            [0, 1], or a :class:`Schedule` between two of them.
+            [0, 1], or a :class:`Schedule` in it.
 
     Raises:
-        ValueError: for a share outside of [0, 1].
+        ValueError: for ``expert_share`` outside of [0, 1].
     """
 
     expert_hidden: tuple[int, ...] = (64, 64)
@@ -44,46 +44,40 @@ class AILConfig(PPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expert_hidden = tuple(self.expert_hidden)
+        self.expert_share = schedule_or_number(self.expert_share)
         schedule = as_schedule(self.expert_share)
-        if isinstance(self.expert_share, Mapping):
-            self.expert_share = schedule
         for value in (schedule.start, schedule.end):
-            if not 0 <= value <= 1:
-                raise ValueError(
-                    f"{type(self).__name__}: expected `expert_share` in [0, 1], or a schedule "
-                    f"between two such numbers, got {value}."
-                )
+            check_values("AILConfig", expert_share=(value, 0 <= value <= 1, "in [0, 1]"))
 
 
 class AIL(PPOAlgorithm):
     r"""Asymmetric imitation learning (`arXiv 2012.15566 <https://arxiv.org/abs/2012.15566>`_).
 
     The baseline of AgentMixer's Figure 4 (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
-    An expert :math:`\pi_\theta(a|s)` sees the state, acts for all agents and learns by PPO.
-    Decentralized students :math:`\pi_\phi(a|b) = \prod_i \pi_{\phi_i}(a_i|h_i)`, actors as in
-    :class:`MAPPO`, minimize
+    A centralized expert :math:`\pi_\theta(a|s)` reads the state and learns by PPO. Decentralized
+    students :math:`\pi_\phi(a|b) = \prod_i \pi_{\phi_i}(a_i|h_i)`, actors as in :class:`MAPPO`,
+    minimize
 
     .. math:: \mathbb E_{\rho^{\pi_\beta}(s, b)}
               \left[ KL(\pi_\theta(a|s) \,\|\, \pi_\phi(a|b)) \right], \qquad
               \pi_\beta = \beta\, \pi_\theta + (1 - \beta)\, \pi_\phi
 
-    (Eq. 6; with :math:`\beta = 0` the iteration of Eq. 8 and 9), where
-    :math:`\beta` goes from 1 to 0. No gradient of it reaches the expert. The students' optimum is
-    what the expert does on average given what they see (Eq. 7), which need not be good: the
-    *asymmetric learning failure*. The expert is a product over agents given the state, which loses
-    nothing that a mode could do, and makes the divergence exact.
+    (Eq. 6; with :math:`\beta = 0` the iteration of Eq. 8 and 9), where :math:`\beta` is annealed
+    from 1 to 0. Its gradient does not reach the expert. The students' optimum is the expert's
+    average policy given their observations (Eq. 7), which can be a bad policy: the *asymmetric
+    learning failure*. The expert is a product over agents given the state, so the divergence is
+    exact; its mode can be any joint action.
 
     **PPO on data of the mixture.** Advantages and value targets are those of the expert, see
-    :class:`~torchrl_agentmixer.objectives.ExpertAdvantage`.
-    The ratio that is clipped is new over old *expert* (the decoupled objective of `arXiv
-    2110.00641 <https://arxiv.org/abs/2110.00641>`_): a ratio to the mixture would be out of its
-    range wherever the students are apart from the expert, and leave the entropy bonus alone there.
-    At :math:`\beta = 1` all this is plain PPO; near 0 the expert learns only where the students do
-    what it might have done.
+    :class:`~torchrl_agentmixer.objectives.ExpertAdvantage`. The clipped ratio is that of new to old
+    *expert* (the decoupled objective of `arXiv 2110.00641 <https://arxiv.org/abs/2110.00641>`_). A
+    ratio to the mixture would be clipped wherever students and expert differ, and only the entropy
+    bonus would act there. At :math:`\beta = 1` this is plain PPO; near 0 the expert learns only
+    from actions of the students that are probable under it.
 
-    ``policy`` is the mixture in collection, and the expert's mode where TorchRL's exploration type
-    is deterministic; ``execution_policy`` takes the students' modes. Evaluation thus reports the
-    expert as ``eval_joint_`` and the students as ``eval_``.
+    ``policy`` is the mixture (the expert's mode under deterministic exploration types);
+    ``execution_policy`` takes the students' modes. Evaluation reports the expert as ``eval_joint_``
+    and the students as ``eval_``.
 
     Args:
         env (EnvBase): sizes are read from its specs; it needs a ``"state"``.
@@ -138,12 +132,12 @@ class AIL(PPOAlgorithm):
         self.on_progress(0.0)
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor:
-        """The students' loss, Eq. 6: the divergence of the students from the expert, in nats."""
+        """The students' loss (Eq. 6), in nats."""
         return self.distillation(minibatch)["loss_distillation"]
 
     @torch.no_grad()
     def diagnose(self, data: TensorDictBase) -> TensorDict:
-        """Divergence of the students from the expert, mean weight of a step, and beta."""
+        """Metrics: divergence from expert to students, mean weight of a step, and beta."""
         return TensorDict(
             {
                 "divergence": self.distillation(data)["loss_distillation"],

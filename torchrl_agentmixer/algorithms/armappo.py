@@ -1,4 +1,4 @@
-"""Autoregressive MAPPO: every agent reads the actions of the agents before it."""
+"""Autoregressive MAPPO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_ppo_loss,
 )
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
-from torchrl_agentmixer.policies import AutoregressivePolicy
+from torchrl_agentmixer.policies import AutoregressivePolicy, Greedy
 
 
 class ARMAPPO(PPOAlgorithm):
@@ -23,22 +23,20 @@ class ARMAPPO(PPOAlgorithm):
     .. math:: \pi(a \mid o) = \prod_{i=1}^n \pi_i(a_i \mid o_i, a_1, \ldots, a_{i-1})
 
     Agents act in the order of their groups and indices, see
-    :class:`~torchrl_agentmixer.policies.AutoregressivePolicy`. Given the observations their actions
-    can be correlated, unlike those of independent policies.
-    **Execution is not decentralized**: every agent waits for the actions of earlier agents.
-    ``execution_policy`` takes each agent's mode in that order, which may differ from the mode of
-    the joint distribution.
+    :class:`~torchrl_agentmixer.policies.AutoregressivePolicy`. Given the observations, their
+    actions can be correlated. **Execution is not decentralized**: every agent needs the actions of
+    earlier agents. ``execution_policy`` takes each conditional's mode in that order, which may
+    differ from the joint mode.
 
-    Actors (with a wider input), critic, loss and loop are those of :class:`MAPPO`. Its ratio per
-    agent is here that of the agent's conditional probability. The entropy bonus is the sum of the
-    conditionals' entropies at the batch's actions, each exact (squashed: by quadrature). By the
-    chain rule its expectation over actions of the current policy is the joint entropy; the batch is
-    one sample of it per state, from the policy at collection. The gradient omits that earlier
-    agents could raise the entropies of later ones.
+    Actors (with a wider input), critic, loss and loop are those of :class:`MAPPO`. The ratio per
+    agent is that of its conditional probability. The entropy bonus is the sum of the conditionals'
+    exact entropies (squashed: by quadrature) at the batch's actions. By the chain rule its
+    expectation over actions of the current policy is the joint entropy; the batch has one sample
+    per state, from the policy at collection. The gradient omits the effect of earlier agents'
+    actions on the entropies of later agents.
 
-    The paper gives the factorization. Choices of this package: the order is fixed, earlier actions
-    are further inputs of the actors' first layer (one-hot, or continuous ones unchanged), and a GRU
-    remembers them too.
+    The factorization is the paper's. This package fixes the order and appends earlier actions
+    (one-hot if discrete) to the actors' inputs.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -74,7 +72,7 @@ class ARMAPPO(PPOAlgorithm):
             config,
             total_frames,
             policy=in_sequence(policies),
-            execution_policy=in_sequence([policy.deterministic() for policy in policies]),
+            execution_policy=Greedy(in_sequence(policies)),
             critic=critic,
             loss=grouped_loss(losses, groups),
             advantage=make_gae(critic, config),

@@ -1,10 +1,10 @@
-"""The base class of all methods: frames, schedules, gradient steps and checkpoints."""
+"""Base class of all algorithms."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -14,34 +14,34 @@ from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm
 
 from torchrl_agentmixer import distributed
+from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
-
-T = TypeVar("T")
 
 
 class Algorithm(nn.Module):
-    """A method: a policy to collect with, a policy to execute, and an update.
+    """Base class of algorithms: policies, update and checkpoints.
 
-    A subclass builds its parts in ``__init__`` and implements :meth:`update`. The training loop
+    A subclass builds its networks in ``__init__`` and implements :meth:`update`. The training loop
     uses ``policy``, ``evaluated_policies``, ``update`` and the checkpoint methods. Under
-    ``torchrun`` each process has a copy; gradients and statistics are averaged over processes here.
+    ``torchrun`` each process has a copy; methods of this class average gradients and statistics
+    over processes.
 
     Args:
         config (dataclass): hyperparameters.
         total_frames (int): environment steps of the whole training, for schedules.
 
     Attributes:
-        policy (TensorDictModuleBase): collects.
-        execution_policy (TensorDictModuleBase): is deployed; shares the policy's parameters.
-        evaluated_policies (dict of str to TensorDictModuleBase): what evaluation runs with
-            deterministic exploration, by the prefix of its columns: ``"eval"``, the executed
-            policy, and where there are such ``"eval_joint"``, the joint policy, and
-            ``"eval_individual"``, the individual policies, sampled.
-        optimizers (dict of str to Optimizer): their state is part of a checkpoint.
-        frames (int): environment steps done, of all processes.
-        discrete, continuous (bool): whether the method supports these actions.
-        several_groups (bool): whether it supports several groups of agents.
-        decentralized_execution (bool): whether each agent executes on its own observations alone.
+        policy (TensorDictModuleBase): policy for collection.
+        execution_policy (TensorDictModuleBase): policy for execution; shares parameters.
+        evaluated_policies (dict of str to TensorDictModuleBase): policies that are evaluated with
+            deterministic exploration, by prefix of their metrics: ``"eval"``, the executed policy;
+            optionally ``"eval_joint"``, the joint policy, and ``"eval_individual"``, the sampled
+            individual policies.
+        optimizers (dict of str to Optimizer): optimizers whose state is checkpointed.
+        frames (int): environment steps so far, of all processes.
+        discrete, continuous (bool): whether these actions are supported.
+        several_groups (bool): whether several groups of agents are supported.
+        decentralized_execution (bool): whether each agent acts on its own observations only.
     """
 
     discrete = True
@@ -62,14 +62,14 @@ class Algorithm(nn.Module):
 
     @abstractmethod
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Learn from one batch of trajectories ``[num_envs, steps]``; return metrics."""
+        """Train on one batch of trajectories ``[num_envs, steps]``; return metrics."""
 
     @classmethod
     def supported_groups(cls, env: EnvBase) -> list[AgentGroup]:
         """The groups of agents of an environment.
 
         Raises:
-            ValueError: if the method does not support their number or their actions.
+            ValueError: if their number or their actions are not supported.
         """
         groups = agent_groups(env)
         for group in groups:
@@ -91,7 +91,7 @@ class Algorithm(nn.Module):
 
     @classmethod
     def supports(cls, env: EnvBase) -> bool:
-        """Whether the method supports the groups and actions of an environment."""
+        """Whether the groups and actions of an environment are supported."""
         try:
             cls.supported_groups(env)
         except ValueError:
@@ -100,11 +100,11 @@ class Algorithm(nn.Module):
 
     @property
     def progress(self) -> float:
-        """Fraction of training done, in [0, 1]."""
+        """Completed fraction of training, in [0, 1]."""
         return min(self.frames / self.total_frames, 1.0)
 
     def count_frames(self, batch: TensorDictBase) -> None:
-        """Add the steps of a batch, of all processes, and advance the schedules."""
+        """Count the steps of a batch in all processes, and advance the schedules."""
         self.frames += batch.numel() * self.num_processes()
         self.on_progress(self.progress)
 
@@ -112,7 +112,7 @@ class Algorithm(nn.Module):
         """Set scheduled coefficients to their values at the fraction ``progress`` of training."""
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Everything that decides how training continues: parameters, optimizers and frames."""
+        """State for resuming: parameters, optimizers and frames."""
         return {
             "parameters": self.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
@@ -120,10 +120,10 @@ class Algorithm(nn.Module):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, with the learning rates of this configuration.
+        """Load a checkpoint, and keep the learning rates of this configuration.
 
         Raises:
-            ValueError: for the state of another method, environment or network size.
+            ValueError: for the state of another algorithm or of other sizes.
         """
         try:
             self.load_state_dict(state["parameters"])
@@ -139,7 +139,7 @@ class Algorithm(nn.Module):
         self.on_progress(self.progress)
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Load what a method adds to :meth:`checkpoint_state`."""
+        """Load entries that a subclass adds to :meth:`checkpoint_state`."""
 
     def gradient_step(
         self,
@@ -165,36 +165,18 @@ class Algorithm(nn.Module):
         optimizer.step()
         return norm
 
-    @staticmethod
-    def standardize(value: torch.Tensor, exclude_dims: Sequence[int] = ()) -> torch.Tensor:
-        """Entries of mean 0 and standard deviation 1, over the batches of all processes."""
-        return distributed.standardized(value, exclude_dims=exclude_dims)
-
-    @staticmethod
-    def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor that each process has."""
-        return distributed.mean(value)
-
-    @staticmethod
-    def num_processes() -> int:
-        """How many processes train together."""
-        return distributed.world_size()
-
-    @staticmethod
-    def share(total: int, name: str) -> int:
-        """The part of ``total`` that falls to one process."""
-        return distributed.share(total, name)
-
-    @staticmethod
-    def same_on_all(make: Callable[[], T]) -> T:
-        """What the first process makes, on all of them."""
-        return distributed.from_first(make)
+    # Functions over the processes of ``torchrun``, for subclasses.
+    standardize = staticmethod(distributed.standardized)
+    mean_over_processes = staticmethod(distributed.mean)
+    num_processes = staticmethod(distributed.world_size)
+    share = staticmethod(distributed.share)
+    same_on_all = staticmethod(distributed.from_first)
 
 
 class DistributedValueNorm(PopArtValueNorm):
     """TorchRL's ``PopArtValueNorm`` on the value targets of all processes.
 
-    Moments are linear in the batch: their means over processes are those of the joined batch.
+    The means of the moments over processes are the moments of the joined batch.
 
     Args:
         **kwargs: as ``PopArtValueNorm``.
@@ -214,21 +196,17 @@ class DistributedValueNorm(PopArtValueNorm):
 
 
 def advantage_standardizer() -> Callable[..., torch.Tensor] | None:
-    """Standardization over all processes; ``None`` in one process, where TorchRL's applies."""
+    """Advantage standardization over all processes; ``None`` (TorchRL's) in one process."""
     return distributed.standardized if distributed.world_size() > 1 else None
 
 
 def check_at_least_one(config: Any, names: Iterable[str]) -> None:
     """Raise a ValueError for a field below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{type(config).__name__}: expected `{name}` >= 1, got {getattr(config, name)}."
-            )
+    check_at_least(type(config).__name__, 1, **{name: getattr(config, name) for name in names})
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimizer's state and keep its present learning rates."""
+    """Load an optimizer's state, and keep its learning rates."""
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -1,4 +1,4 @@
-"""HAPPO: agents are updated one after another, each weighted by the ratios of earlier agents."""
+"""HAPPO: sequential updates of the agents."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class HAPPOConfig(PPOConfig):
     """Hyperparameters of HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_).
 
     Args:
-        fixed_order: update agents in the order of their indices. The default is a random order,
-            which the paper's convergence to a Nash equilibrium needs.
+        fixed_order: update agents in the order of their indices instead of a random order, which
+            the paper's convergence to a Nash equilibrium needs.
 
     Raises:
         ValueError: for ``share_params=True``.
@@ -50,19 +50,19 @@ class HAPPOConfig(PPOConfig):
 
 
 class HAPPO(PPOAlgorithm):
-    r"""HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_): one agent after another.
+    r"""HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_): sequential agent updates.
 
-    For each batch the agents of all groups are updated in a random order. Each takes all its epochs
-    on :class:`~torchrl_agentmixer.objectives.HAPPOLoss` before the next one. The central critic is
-    updated after the agents. Actors, critic and policies are those of :class:`MAPPO`, with separate
-    parameters. All agents act in one batched call; for its update an agent's network runs alone, on
-    a view into the batched parameters. Execution is decentralized: the individual modes.
+    For each batch the agents of all groups are updated in a random order, each with all epochs of
+    :class:`~torchrl_agentmixer.objectives.HAPPOLoss`. The central critic is updated after the
+    agents. Actors, critic and policies are those of :class:`MAPPO`, with separate parameters. All
+    agents act in one batched call; the update of an agent runs its network alone, on views into the
+    batched parameters. Execution is decentralized: the individual modes.
 
-    As in the paper's published code (HARL): the factor of earlier agents is not clipped, advantages
-    are standardized over the whole batch before it multiplies them, and gradients are clipped per
-    agent and for the critic. Departures from that code: the factor's denominator is the probability
-    at collection; steps at which an agent had one allowed action stay in the means, as zeros; and
-    networks, Huber value loss and optimizer are this package's.
+    As in the paper's published code (HARL), the factor of earlier agents is not clipped, advantages
+    are standardized over the whole batch before the factor multiplies them, and gradients are
+    clipped per agent and for the critic. Differences from that code: the factor's denominator is
+    the probability at collection; steps at which an agent had one allowed action stay in the means,
+    as zeros; networks, Huber value loss and optimizer are this package's.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -102,7 +102,7 @@ class HAPPO(PPOAlgorithm):
             policy=in_sequence(policies),
             execution_policy=mode_policy(groups, actors, config.distribution),
             critic=critic,
-            # Only its value loss is used; each agent has its own objective.
+            # Only its value loss is used: each agent has its own objective.
             loss=make_ppo_loss(policies[0], critic, config, value_norm),
             advantage=make_gae(critic, config),
             param_groups=[{"params": [*own, *critic.parameters()], "lr": config.lr}],
@@ -112,8 +112,8 @@ class HAPPO(PPOAlgorithm):
     def learn(self, data: TensorDictBase) -> TensorDict:
         """Update each agent, then the critic.
 
-        Adds the metrics ``factor``, the mean factor of earlier agents (1 in expectation), and
-        ``factor_std``, its standard deviation over the batch, both averaged over agents.
+        Adds the metrics ``factor`` and ``factor_std``: mean (1 in expectation) and standard
+        deviation over the batch of the factor of earlier agents, averaged over agents.
         """
         advantage = self.standardize(data["advantage"])  # [*B, 1]
         factor = torch.ones_like(advantage)
@@ -163,15 +163,15 @@ class HAPPO(PPOAlgorithm):
 
 
 class AgentUpdate(nn.Module):
-    """One agent's network and its loss.
+    """One agent's network and loss.
 
-    The network's parameters are views into those of its group's batched actor: a gradient step on
-    them changes that agent's rows of the batched parameters, and nothing else.
+    The network's parameters are views into those of its group's batched actor: a gradient step
+    changes only that agent's rows of the batched parameters.
 
     Args:
-        group (AgentGroup): of the agent.
-        actor (TensorDictModule): of the whole group, built with ``config.actor_kwargs``.
-        index (int): of the agent in its group.
+        group (AgentGroup): the agent's group.
+        actor (TensorDictModule): actor of the whole group, built with ``config.actor_kwargs``.
+        index (int): index of the agent in its group.
         config (PPOConfig): hyperparameters.
 
     Examples:

@@ -1,10 +1,12 @@
-"""MAPPO and IPPO: independent actors under a central critic, or under one critic per agent."""
+"""MAPPO and IPPO."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import MultiAgentGAE
 
@@ -28,9 +30,9 @@ Critics = list[tuple[TensorDictModuleBase, DistributedValueNorm]]
 class MAPPO(PPOAlgorithm):
     """MAPPO (`arXiv 2103.01955 <https://arxiv.org/abs/2103.01955>`_): one ratio per agent.
 
-    Same actors, critic, loss and loop as :class:`AgentMixer`, without the joint policy.
-    Execution is decentralized: the individual modes. Each group of agents has its own loss; the
-    total is their mean, weighted by the numbers of agents.
+    Independent actors and a central critic. Actors, critic, loss and loop are those of
+    :class:`AgentMixer`, without the joint policy. Execution is decentralized: the individual modes.
+    The loss is the mean of the groups' losses, weighted by the numbers of agents.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -101,8 +103,8 @@ class MAPPO(PPOAlgorithm):
 class IPPO(MAPPO):
     """IPPO (`arXiv 2011.09533 <https://arxiv.org/abs/2011.09533>`_): one critic per agent.
 
-    As :class:`MAPPO`, but every agent's value reads that agent's observation alone, and every
-    agent has its own advantage, from the team reward. Critics have no memory.
+    As :class:`MAPPO`, with one value and one advantage (of the team reward) per agent. Each critic
+    reads its agent's observation. Critics have no memory.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -147,22 +149,20 @@ class IPPO(MAPPO):
         return gae
 
 
-def grouped_loss(losses: Sequence, groups: Sequence[AgentGroup]):
-    """The losses of all groups as one; of one group, its loss."""
+def grouped_loss(losses: Sequence[nn.Module], groups: Sequence[AgentGroup]) -> nn.Module:
+    """Combine the losses of groups; a single loss is returned unchanged."""
     if len(losses) == 1:
         return losses[0]
     return GroupedLoss(losses, [group.n_agents for group in groups])
 
 
-def value_keys(group: AgentGroup) -> dict:
-    """Keys of values per agent, for ``set_keys`` of a loss and of an advantage.
+def value_keys(group: AgentGroup) -> dict[str, NestedKey]:
+    """Keys of values per agent, for ``set_keys`` of losses and advantage modules.
 
     Examples:
         >>> group = AgentGroup("team", 2, observation_dim=1, action_dim=2, discrete=True)
         >>> value_keys(group)["value_target"]
         ('team', 'value_target')
     """
-    return {name: group.key(_LEAVES[name]) for name in _LEAVES}
-
-
-_LEAVES = {"value": "state_value", "advantage": "advantage", "value_target": "value_target"}
+    leaves = {"value": "state_value", "advantage": "advantage", "value_target": "value_target"}
+    return {name: group.key(leaf) for name, leaf in leaves.items()}

@@ -1,4 +1,4 @@
-"""MAT and MAT-Dec: the Multi-Agent Transformer, and decentralized actors under its encoder."""
+"""MAT (Multi-Agent Transformer) and MAT-Dec."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, make_ppo_loss
 from torchrl_agentmixer.algorithms.ppo_config import ActorConfig, ClippedUpdateConfig
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ObservationEncoder, value_module
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
-from torchrl_agentmixer.policies import TransformerPolicy, mode_policy, product_policy
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
+from torchrl_agentmixer.policies import Greedy, TransformerPolicy, mode_policy, product_policy
 
 
 @dataclass(kw_only=True)
@@ -27,9 +26,9 @@ class MATConfig(ClippedUpdateConfig):
     """Hyperparameters of MAT (`arXiv 2205.14953 <https://arxiv.org/abs/2205.14953>`_).
 
     Args:
-        embed_dim: entries of a token of the Transformer.
-        num_heads: attention heads; they divide ``embed_dim``.
-        num_blocks: blocks of the encoder, and of MAT's decoder.
+        embed_dim: token width.
+        num_heads: attention heads; must divide ``embed_dim``.
+        num_blocks: number of blocks of the encoder, and of MAT's decoder.
     """
 
     embed_dim: int = 64
@@ -43,16 +42,13 @@ class MATConfig(ClippedUpdateConfig):
     @property
     def transformer_kwargs(self) -> dict[str, int]:
         """Options of encoder and decoder."""
-        return {
-            "width": self.embed_dim,
-            "num_heads": self.num_heads,
-            "num_blocks": self.num_blocks,
-        }
+        sizes = {"num_heads": self.num_heads, "num_blocks": self.num_blocks}
+        return {"width": self.embed_dim, **sizes}
 
 
 @dataclass(kw_only=True)
 class MATDecConfig(MATConfig, ActorConfig):
-    """Hyperparameters of MAT-Dec: those of MAT's encoder, and of decentralized actors."""
+    """Hyperparameters of MAT-Dec: MAT's encoder and decentralized actors."""
 
 
 class MAT(PPOAlgorithm):
@@ -61,20 +57,19 @@ class MAT(PPOAlgorithm):
     .. math:: \pi(a \mid o) = \prod_{i=1}^n
               \pi(a_i \mid \hat o_1, \ldots, \hat o_n, a_1, \ldots, a_{i-1})
 
-    An encoder maps all observations to representations :math:`\hat o` and one value per agent; a
+    An encoder maps all observations to representations :math:`\hat o` and one value per agent. A
     decoder maps these and the actions of earlier agents to an agent's policy, see
     :class:`~torchrl_agentmixer.policies.TransformerPolicy`. **Execution is not decentralized**: it
-    needs all observations, and the agents act one after another. ``execution_policy`` takes each
-    agent's mode in order.
+    needs all observations and the actions of earlier agents. ``execution_policy`` takes each
+    conditional's mode in order.
 
-    The objective is Eq. 5's: PPO with one ratio per agent, of its conditional probability, and one
-    advantage per team, GAE with the mean of the agents' values; the value loss is the agents' mean.
-    Both train the encoder. The entropy bonus is as in :class:`ARMAPPO`.
+    The objective is Eq. 5: PPO with one ratio per agent (of its conditional probability) and one
+    advantage per team (GAE with the agents' mean value). The value loss is the mean over agents.
+    Both train the encoder. The entropy bonus is that of :class:`ARMAPPO`.
 
-    As in the paper's published code: the attention of encoder and decoder, one block of width 64
-    with one head. Departures: each agent's one-hot index is appended to its observation; embeddings
-    are Linear -> ReLU -> LayerNorm; loop, optimizer, Huber value loss with clipping and normalized
-    targets are this package's.
+    Attention and sizes (one block, one head, width 64) are those of the paper's published code.
+    Differences: each agent's one-hot is appended to its observation; embeddings are Linear -> ReLU
+    -> LayerNorm; loop, optimizer and Huber value loss are this package's.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -107,7 +102,7 @@ class MAT(PPOAlgorithm):
             config,
             total_frames,
             policy=policy,
-            execution_policy=policy.deterministic(),
+            execution_policy=Greedy(policy),
             **_critic_parts(policy, encoder, group, config, env),
         )
 
@@ -116,9 +111,8 @@ class MATDec(PPOAlgorithm):
     r"""MAT with decentralized actors (`arXiv 2205.14953 <https://arxiv.org/abs/2205.14953>`_).
 
     The critic is :class:`MAT`'s encoder with one value per agent. The actors are those of
-    :class:`MAPPO`, each on its own observation, with memory if ``memory_dim`` is set (the critic
-    has none). Execution is decentralized: the individual modes. The objective is that of
-    :class:`MAT`, for independent agents.
+    :class:`MAPPO`, the objective is that of :class:`MAT`. Execution is decentralized: the
+    individual modes. The critic has no memory.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -154,9 +148,9 @@ class MATDec(PPOAlgorithm):
 
 
 class _TeamAdvantage(nn.Module):
-    """The agents' mean advantage, for each of them: ``[*B, n, 1]``.
+    """Mean advantage of the agents, repeated per agent: ``[*B, n, 1]``.
 
-    GAE is linear in the values, so that this is GAE with the mean of the agents' values.
+    GAE is linear in the values: this is GAE with the agents' mean value.
     """
 
     def forward(self, advantage: torch.Tensor) -> torch.Tensor:
@@ -179,7 +173,7 @@ def _critic_parts(
     config: MATConfig,
     env: EnvBase,
 ) -> dict[str, Any]:
-    """The encoder's values, and the loss and advantage on them."""
+    """Critic on the encoder, loss and advantage."""
     head = layer_norm_mlp(encoder.width, (encoder.width,), input_norm=False)
     head.append(orthogonal_(nn.Linear(encoder.width, 1), gain=1.0))
     value_norm = DistributedValueNorm(shape=1).to(env.device)

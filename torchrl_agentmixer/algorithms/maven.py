@@ -1,4 +1,4 @@
-"""MAVEN: QMIX whose agents share a latent per episode, drawn by a hierarchical policy."""
+"""MAVEN: QMIX with a shared latent per episode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from torchrl_agentmixer.algorithms.maven_config import MAVENConfig
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
 from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 from torchrl_agentmixer.objectives import LatentPolicyLoss, MAVENLoss
-from torchrl_agentmixer.policies import LatentPolicy, Sampled
+from torchrl_agentmixer.policies import Greedy, LatentPolicy, Sampled
 from torchrl_agentmixer.schedules import as_schedule
 
 
@@ -28,33 +27,32 @@ class MAVEN(Algorithm):
     r"""MAVEN (`arXiv 1910.07483 <https://arxiv.org/abs/1910.07483>`_): committed exploration.
 
     At the start of an episode a hierarchical policy :math:`p(z \mid s_0)` draws a latent that all
-    agents share until its end. Given the latent, the team learns by QMIX (`arXiv 1803.11485
+    agents share until the end. Given the latent, the team learns by QMIX (`arXiv 1803.11485
     <https://arxiv.org/abs/1803.11485>`_) from replay,
 
     .. math:: y = r + \gamma (1 - \text{terminated}) \max_{a'} Q_{tot}^-(s', a', z)
 
-    so that every z is a joint behavior over many steps. Two more terms:
+    with two more terms:
 
     - a mutual-information bonus, see :class:`~torchrl_agentmixer.objectives.MAVENLoss`;
-    - the return of the episode is the reward of the hierarchical policy, with an entropy bonus, see
+    - PPO of the hierarchical policy on the episodes' returns, with an entropy bonus, see
       :class:`~torchrl_agentmixer.objectives.LatentPolicyLoss`.
 
     **Execution needs a shared latent**: every agent acts greedily on its own observation and z, but
-    the agents agree on z once, before the first step. ``execution_policy`` takes the hierarchical
-    policy's mode at the *initial state*, and z can carry information about that state which an
-    agent does not observe; ``decentralized_execution`` is therefore false. After the first step no
-    agent reads the state.
+    ``execution_policy`` takes z from the *initial state*, which can carry information that an agent
+    does not observe. ``decentralized_execution`` is therefore false. After the first step no agent
+    reads the state.
 
-    Departures from the paper:
+    Differences from the paper:
 
-    - feed-forward utilities on single transitions instead of recurrent ones on episodes, and a
-      discriminator on steps instead of trajectories: replay needs no sequences, and batches may cut
-      episodes. The information in one step is a lower bound of that in a trajectory.
-    - every z has its own last layer of the utilities, see
-      :class:`~torchrl_agentmixer.modules.LatentUtilities`; the mixer reads z and the state.
-    - the hierarchical policy is trained on the episodes that ended in a batch, their returns
-      standardized, by a clipped ratio (PPO) for ``epochs`` steps.
-    - targets follow softly (TorchRL's ``SoftUpdate``), and Adam replaces RMSProp.
+    - utilities are feed-forward and discriminator and replay use single transitions, where the
+      paper has recurrent utilities and trajectories. The information in one step is a lower bound
+      of that in a trajectory.
+    - the hypernetwork of the utilities is one last layer per z, see
+      :class:`~torchrl_agentmixer.modules.LatentUtilities`.
+    - the hierarchical policy is trained by PPO for ``epochs`` steps on the episodes that ended in a
+      batch, with standardized returns.
+    - target networks are updated softly (``SoftUpdate``), and the optimizer is Adam.
 
     Args:
         env (EnvBase): sizes are read from its specs; it needs a ``"state"``.
@@ -89,7 +87,7 @@ class MAVEN(Algorithm):
         super().__init__(config, total_frames)
         (group,) = self.supported_groups(env)
         self._build_networks(group, state_dim(env), env.device)
-        self.execution_policy = self.policy.deterministic()
+        self.execution_policy = Greedy(self.policy)
         self.evaluated_policies = {
             "eval": self.execution_policy,
             "eval_individual": Sampled(self.policy),
@@ -152,21 +150,21 @@ class MAVEN(Algorithm):
         )
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.
+        """Train on one batch of trajectories ``[num_envs, steps]`` and on replay.
 
-        Batches must be consecutive: an episode may begin in one and end in a later one.
+        Batches must be consecutive: an episode may continue in the next batch.
 
         Returns:
-            dict: means over the gradient steps of the TD and discriminator losses, the information
-            in behavior about z (nats; at most ``log(num_latents)``), and the gradient norm; the
-            hierarchical policy's loss and entropy and the number of its episodes; and the batch's
-            epsilon.
+            dict: means over gradient steps of TD and discriminator losses, mutual information
+                (nats;
+            at most ``log(num_latents)``) and gradient norm; loss, entropy and number of episodes of
+            the hierarchical policy; epsilon of the batch.
 
         Raises:
-            ValueError: for another number of environments than before.
+            ValueError: if the number of environments changes.
         """
         batch = batch.detach()
-        epsilon = float(self.policy.epsilon)
+        epsilon = float(self.policy.exploration.eps)
         metrics = self._learn_latent(self._ended_episodes(batch))
         self.replay.extend(batch.select(*self._transition_keys).reshape(-1))
         size = max(batch.numel() // self.config.num_minibatches, 1)
@@ -177,10 +175,10 @@ class MAVEN(Algorithm):
         return {name: float(value) for name, value in metrics.items()} | {"epsilon": epsilon}
 
     def on_progress(self, progress: float) -> None:
-        self.policy.epsilon.fill_(as_schedule(self.config.epsilon)(progress))
+        self.policy.exploration.eps.fill_(as_schedule(self.config.epsilon)(progress))
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Parameters, optimizers and frames, the replay buffer and the unfinished episodes."""
+        """State for resuming, with replay buffer and unfinished episodes."""
         episodes = self._episodes
         return super().checkpoint_state() | {
             "replay": self.replay.state_dict(),
@@ -202,7 +200,7 @@ class MAVEN(Algorithm):
         return losses.detach().set("grad_norm", norm)
 
     def _ended_episodes(self, batch: TensorDictBase) -> TensorDictBase:
-        """Initial state, latent, its log-probability and return of ended episodes, ``[E]``.
+        """Initial state, latent, log-probability and return of ended episodes, ``[E]``.
 
         Unfinished episodes are kept for the next batch.
         """
@@ -214,9 +212,8 @@ class MAVEN(Algorithm):
         episodes = starts[:, 0] if self._episodes is None else self._episodes
         if episodes.shape != batch.shape[:1]:
             raise ValueError(
-                f"MAVEN: expected a batch of {episodes.shape[0]} environments, as before, got one "
-                f"of shape {tuple(batch.shape)}: [num_envs, steps]. Collect in the same "
-                "environments, or build the method anew."
+                f"MAVEN: expected a batch [num_envs, steps] of {episodes.shape[0]} environments, "
+                f"as before, got {tuple(batch.shape)}: collect in the same environments."
             )
         every = []
         for t in range(batch.shape[1]):
@@ -233,7 +230,7 @@ class MAVEN(Algorithm):
         returns = episodes["return"]
         zero = returns.new_zeros(())
         metrics = TensorDict({"loss_latent": zero, "latent_entropy": zero})
-        # Processes may have ended different numbers of them: sums, over the mean number.
+        # The numbers of episodes may differ between processes: divide sums by the mean number.
         count = float(self.mean_over_processes(returns.new_tensor(float(len(returns)))))
         if count:
             deviation = returns - self.mean_over_processes(returns.sum()) / count
@@ -248,6 +245,6 @@ class MAVEN(Algorithm):
 
 
 def _classifier(in_dim: int, hidden: tuple[int, ...], classes: int, norm: bool) -> nn.Sequential:
-    """Logits of a class, about uniform at first."""
+    """Classifier with nearly uniform initial probabilities."""
     net = layer_norm_mlp(in_dim, hidden, input_norm=norm)
     return net.append(orthogonal_(nn.Linear([in_dim, *hidden][-1], classes), gain=0.01))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.algorithms.base import check_at_least_one
-from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule, schedule_or_number
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
@@ -18,19 +18,18 @@ class MAVENConfig:
     Args:
         lr: learning rate of utilities, mixer and discriminator.
         lr_latent: learning rate of the hierarchical policy.
-        epochs: passes over as many transitions as a batch has; and gradient steps of the
-            hierarchical policy on the episodes that ended in the batch.
-        num_minibatches: a minibatch from the replay buffer has a batch's frames over this number;
-            ``epochs * num_minibatches`` gradient steps follow each batch.
-        num_latents: values of the latent.
-        epsilon: probability of an exploring action in collection: a number or a
+        epochs: ``epochs * num_minibatches`` gradient steps on replay per batch, and ``epochs``
+            steps of the hierarchical policy on the episodes that ended in the batch.
+        num_minibatches: frames of a batch divided by the size of a minibatch.
+        num_latents: number of values of the latent.
+        epsilon: epsilon of the epsilon-greedy policy: a number or a
             :class:`~torchrl_agentmixer.schedules.Schedule`.
         information_coeff: weight of the mutual-information bonus.
-        temperature: of the Boltzmann policies that the discriminator reads, in units of utility.
+        temperature: temperature of the discriminator's Boltzmann policies, in units of utility.
         latent_entropy_coeff: weight of the hierarchical policy's entropy bonus.
         clip_epsilon: clipping range of the hierarchical policy's ratio.
-        replay_size: transitions in the replay buffer, which is on the environment's device.
-        target_rate: in (0, 1]; step of the target networks toward the trained ones.
+        replay_size: transitions in the replay buffer (on the environment's device).
+        target_rate: tau of the soft target update, in (0, 1].
         gamma: discount factor.
         max_grad_norm: bound on the norm of the gradient.
         adam_eps: epsilon of Adam.
@@ -70,16 +69,16 @@ class MAVENConfig:
     def __post_init__(self) -> None:
         for name in ("actor_hidden", "discriminator_hidden", "latent_hidden"):
             setattr(self, name, tuple(getattr(self, name)))
-        if isinstance(self.epsilon, Mapping):
-            self.epsilon = as_schedule(self.epsilon)
+        self.epsilon = schedule_or_number(self.epsilon)
         ends = as_schedule(self.epsilon)
-        if not (0 <= ends.start <= 1 and 0 <= ends.end <= 1):
-            raise ValueError(f"MAVENConfig: expected `epsilon` in [0, 1], got {self.epsilon}.")
+        valid = 0 <= ends.start <= 1 and 0 <= ends.end <= 1
+        tau, temperature = self.target_rate, self.temperature
+        check_values(
+            "MAVENConfig",
+            epsilon=(self.epsilon, valid, "in [0, 1]"),
+            temperature=(temperature, temperature > 0, "> 0"),
+            target_rate=(tau, 0 < tau <= 1, "in (0, 1]"),
+        )
         check_at_least_one(
             self, ("epochs", "num_minibatches", "num_latents", "replay_size", "mixer_dim")
         )
-        for name in ("temperature", "target_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"MAVENConfig: expected `{name}` > 0, got {getattr(self, name)}.")
-        if self.target_rate > 1:
-            raise ValueError(f"MAVENConfig: expected `target_rate` <= 1, got {self.target_rate}.")

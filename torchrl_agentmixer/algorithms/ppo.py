@@ -1,4 +1,4 @@
-"""What the PPO methods share: critic, advantages and clipped updates."""
+"""Base class of the PPO algorithms, and their critic, loss and advantage."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from torchrl_agentmixer.policies import Sampled
 
 
 class PPOAlgorithm(Algorithm):
-    """A method with a clipped on-policy update; subclasses build the parts.
+    """Base class of algorithms with PPO's update; subclasses build the parts.
 
     Args:
         config (ClippedUpdateConfig): hyperparameters.
         total_frames (int): environment steps of the whole training, for schedules.
 
     Keyword Args:
-        policy (TensorDictModuleBase): collects.
-        execution_policy (TensorDictModuleBase): is deployed; shares the policy's parameters.
+        policy (TensorDictModuleBase): policy for collection.
+        execution_policy (TensorDictModuleBase): policy for execution; shares parameters.
         critic (TensorDictModuleBase): writes the value.
-        loss (nn.Module): on policy and critic, such as :class:`HuberPPOLoss`.
+        loss (nn.Module): loss of policy and critic, such as :class:`HuberPPOLoss`.
         advantage (TensorDictModuleBase): writes advantage and value target.
-        param_groups (list of dict, optional): of Adam; by default one with the parameters of policy
-            and critic.
-        evaluated (mapping, optional): what evaluation runs besides the executed policy; by default
-            the sampled policy as ``"eval_individual"``.
+        param_groups (list of dict, optional): Adam's parameter groups; by default one with the
+            parameters of policy and critic.
+        evaluated (mapping, optional): more policies to evaluate; by default the sampled policy as
+            ``"eval_individual"``.
     """
 
     config: Any
@@ -70,18 +70,19 @@ class PPOAlgorithm(Algorithm):
             evaluated = {"eval_individual": Sampled(policy)}
         self.evaluated_policies = {"eval": execution_policy, **evaluated}
         if param_groups is None:
-            # A network may be part of both; Adam takes each parameter once.
+            # Policy and critic may share parameters.
             parameters = dict.fromkeys([*policy.parameters(), *critic.parameters()])
             param_groups = [{"params": list(parameters), "lr": config.lr}]
         self.optimizer = torch.optim.Adam(param_groups, eps=config.adam_eps)
         self.optimizers["optimizer"] = self.optimizer
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Improve the policy on one batch of trajectories ``[num_envs, steps]``.
+        """Train on one batch of trajectories ``[num_envs, steps]``.
 
         Returns:
-            dict: means over all gradient steps of the losses, entropy, KL, clip fraction, ratio
-            and gradient norm, and what :meth:`diagnose` adds.
+            dict: means over gradient steps of losses, entropy, KL, clip fraction, ratio and
+                gradient
+            norm, and the metrics of :meth:`diagnose`.
         """
         batch = batch.detach()
         with torch.no_grad():
@@ -94,17 +95,17 @@ class PPOAlgorithm(Algorithm):
         return {name: float(value) for name, value in metrics.items()}
 
     def learn(self, data: TensorDictBase) -> TensorDict:
-        """All gradient steps on a batch with advantages, and the means of their metrics.
+        """Take all gradient steps on a batch with advantages; return mean metrics.
 
         Args:
-            data (TensorDictBase): samples ``[N]``, or sequences ``[N, T]`` of actors with memory.
+            data (TensorDictBase): samples ``[N]``, or sequences ``[N, T]`` for recurrent actors.
         """
         return self.mean_over_steps(data, self._ppo_step)
 
     def mean_over_steps(
         self, data: TensorDictBase, step: Callable[[TensorDictBase], TensorDict]
     ) -> TensorDict:
-        """Call ``step`` on the minibatches of all epochs; return the means of its metrics."""
+        """Call ``step`` on the minibatches of all epochs; return mean metrics."""
         logs = [
             step(minibatch)
             for _ in range(self.config.epochs)
@@ -113,7 +114,7 @@ class PPOAlgorithm(Algorithm):
         return TensorDict.stack(logs).mean(0)
 
     def auxiliary_loss(self, minibatch: TensorDictBase) -> torch.Tensor | float:
-        """What a method adds to the PPO losses of a minibatch."""
+        """A term that a subclass adds to the PPO loss of a minibatch."""
         return 0.0
 
     def diagnose(self, data: TensorDictBase) -> TensorDict:
@@ -129,7 +130,7 @@ class PPOAlgorithm(Algorithm):
                     module.clip_epsilon_high.fill_(clip_epsilon[1])
 
     def adam_step(self, loss: torch.Tensor) -> torch.Tensor:
-        """One optimizer step with this configuration's clipping; the gradient's norm."""
+        """Take one optimizer step with gradient clipping; return the gradient norm."""
         return self.gradient_step(loss, self.optimizer, self.config.max_grad_norm)
 
     def _ppo_step(self, minibatch: TensorDictBase) -> TensorDict:
@@ -154,7 +155,7 @@ class PPOAlgorithm(Algorithm):
         length = self.config.sequence_length
         if batch.shape[-1] % length:
             raise ValueError(
-                f"{type(self).__name__}: expected steps of a batch (`frames_per_batch` / "
+                f"{type(self).__name__}: expected steps per batch (`frames_per_batch` / "
                 f"`num_envs`) that are a multiple of `sequence_length` {length}, got "
                 f"{batch.shape[-1]}."
             )
@@ -188,23 +189,15 @@ def make_ppo_loss(
     advantage_per_agent: bool = False,
     normalize_advantage: bool = True,
 ) -> HuberPPOLoss:
-    """The clipped objective and MAPPO's value loss.
+    """Build PPO's clipped objective with MAPPO's value loss.
 
-    Args:
-        policy: the policy to improve.
-        critic: writes the value.
-        config: hyperparameters.
-        value_norm: shared with the critic.
-
-    Keyword Args:
-        trains_critic: ``False`` leaves the value loss out, where another loss has it.
-        advantage_per_agent: advantages are ``[*B, n_agents, 1]``, standardized per agent.
-        normalize_advantage: standardize advantages over the batch; else they are used as they are.
+    ``trains_critic=False`` omits the value loss. With ``advantage_per_agent``, advantages are
+    ``[*B, n_agents, 1]`` and standardized per agent.
     """
     return HuberPPOLoss(
         policy,
         critic,
-        functional=False,  # nothing swaps parameters, and swapping costs time at every step
+        functional=False,  # parameters are not swapped, which would cost time at every step
         value_norm=value_norm,
         huber_delta=config.huber_delta,
         clip_value=config.clip_value,
@@ -218,10 +211,10 @@ def make_ppo_loss(
 
 
 def make_gae(critic: TensorDictModuleBase, config: ClippedUpdateConfig) -> GAE:
-    """GAE on the team reward, ``[*B, 1]``."""
+    """Build GAE on the team reward, ``[*B, 1]``."""
     return GAE(gamma=config.gamma, lmbda=config.gae_lambda, value_network=critic)
 
 
 def in_sequence(modules: Sequence[TensorDictModuleBase]) -> TensorDictModuleBase:
-    """One module of several; of one, itself."""
+    """Combine modules in sequence; a single module is returned unchanged."""
     return modules[0] if len(modules) == 1 else TensorDictSequential(*modules)

@@ -1,8 +1,8 @@
-"""Hyperparameters of the PPO methods."""
+"""Hyperparameters of the PPO algorithms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchrl_agentmixer.algorithms.base import check_at_least_one
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies import actor_module
 from torchrl_agentmixer.policies.product import ContinuousDistribution
-from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
+from torchrl_agentmixer.schedules import Scheduled, as_schedule, schedule_or_number
 
 ClipEpsilon = float | tuple[Scheduled, Scheduled]
 
@@ -25,12 +25,11 @@ class ClippedUpdateConfig:
     Args:
         lr: learning rate.
         epochs: passes over each batch.
-        num_minibatches: minibatches of one pass.
-        clip_epsilon: clipping range of the ratio: a number, or one below and one above 1. A wider
-            range above ("clip-higher" of DAPO, `arXiv 2503.14476
-            <https://arxiv.org/abs/2503.14476>`_) keeps rare large advantages from being cut off
-            after one step, as they are by symmetric clipping. Both may be a
-            :class:`~torchrl_agentmixer.schedules.Schedule`.
+        num_minibatches: minibatches per pass.
+        clip_epsilon: clipping range of the ratio: a number, or a pair (below 1, above 1), each of
+            which may be a :class:`~torchrl_agentmixer.schedules.Schedule`. A wider range above 1 is
+            DAPO's "clip-higher" (`arXiv 2503.14476 <https://arxiv.org/abs/2503.14476>`_): rare
+            large advantages act for more than one step.
         clip_value: clipping range of the value, in normalized units.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.
@@ -39,8 +38,8 @@ class ClippedUpdateConfig:
         gae_lambda: lambda of GAE.
         max_grad_norm: bound on the norm of the gradient of all parameters.
         adam_eps: epsilon of Adam.
-        input_norm: LayerNorm on the networks' inputs, as the authors have it.
-        distribution: of continuous actions, ``"normal"`` or ``"tanh_normal"``.
+        input_norm: LayerNorm on the networks' inputs, as in the authors' networks.
+        distribution: distribution of continuous actions, ``"normal"`` or ``"tanh_normal"``.
     """
 
     lr: float = 5e-4
@@ -58,13 +57,13 @@ class ClippedUpdateConfig:
     input_norm: bool = False
     distribution: ContinuousDistribution = "normal"
 
-    memory_dim = 0  # not a field here: only some methods have actors with memory
+    memory_dim = 0  # a field of ActorConfig
 
     def __post_init__(self) -> None:
         check_at_least_one(self, ("epochs", "num_minibatches"))
         if not isinstance(self.clip_epsilon, float | int):
             low, high = self.clip_epsilon
-            self.clip_epsilon = (_schedule_or_number(low), _schedule_or_number(high))
+            self.clip_epsilon = (schedule_or_number(low), schedule_or_number(high))
 
     def clip_epsilon_at(self, progress: float) -> float | tuple[float, float]:
         """The clipping range at the fraction ``progress`` of training."""
@@ -82,8 +81,7 @@ class ActorConfig(ClippedUpdateConfig):
         share_params: one actor network for all agents, or one per agent.
         actor_hidden: widths of the actors' hidden layers.
         memory_dim: width of the actors' GRU; 0 for none.
-        sequence_length: steps over which an actor with memory is unrolled in training, from the
-            memory at collection.
+        sequence_length: steps of backpropagation through time, from the memory at collection.
     """
 
     share_params: bool = False
@@ -97,7 +95,7 @@ class ActorConfig(ClippedUpdateConfig):
         check_at_least_one(self, ("sequence_length",))
 
     def actors(self, groups: Sequence[AgentGroup], env: EnvBase) -> list[TensorDictModule]:
-        """Actors of these groups, on the environment's device."""
+        """Build actors of these groups on the environment's device."""
         return [actor_module(group, **self.actor_kwargs).to(env.device) for group in groups]
 
     @property
@@ -113,7 +111,7 @@ class ActorConfig(ClippedUpdateConfig):
 
 @dataclass(kw_only=True)
 class PPOConfig(ActorConfig):
-    """Hyperparameters that most PPO methods share.
+    """Hyperparameters of PPO with a critic network.
 
     Args:
         critic_hidden: widths of the critic's hidden layers.
@@ -129,7 +127,3 @@ class PPOConfig(ActorConfig):
     def critic_kwargs(self) -> dict[str, Any]:
         """Options of the critic's network."""
         return {"hidden": self.critic_hidden, "input_norm": self.input_norm}
-
-
-def _schedule_or_number(value: Scheduled) -> float | Schedule:
-    return as_schedule(value) if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""Registry of algorithms by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer._choices import unknown_name
+from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.algorithms.agent_mixer import (
     AgentMixer,
     AgentMixerConfig,
@@ -42,7 +42,7 @@ _ALGORITHMS: dict[str, tuple[type[Algorithm], type]] = {
 
 
 def register_algorithm(name: str, cls: type[Algorithm], config_cls: type) -> None:
-    """Make a method known under a name.
+    """Register an algorithm under a name.
 
     Args:
         name (str): a new name.
@@ -66,7 +66,7 @@ def register_algorithm(name: str, cls: type[Algorithm], config_cls: type) -> Non
 
 
 def available_algorithms(env: EnvBase | None = None) -> list[str]:
-    """Names that :func:`make_algorithm` knows; with an environment, the methods that support it.
+    """Names of all algorithms, or of those that support an environment.
 
     Args:
         env (EnvBase, optional): an environment with groups of agents.
@@ -82,10 +82,10 @@ def available_algorithms(env: EnvBase | None = None) -> list[str]:
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
-    """The class of a method, whose attributes say what it supports.
+    """The class of an algorithm.
 
     Raises:
-        ValueError: for an unknown method; the message names the nearest one.
+        ValueError: for an unknown name; the message suggests the nearest one.
 
     Examples:
         >>> algorithm_class("mat").decentralized_execution
@@ -95,7 +95,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """Default hyperparameters of a method, as numbers, strings, lists and dicts.
+    """Default hyperparameters of an algorithm, as JSON represents them.
 
     Examples:
         >>> default_options("mappo")["actor_hidden"]
@@ -105,10 +105,10 @@ def default_options(name: str) -> dict[str, Any]:
 
 
 def resolved_options(name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All hyperparameters of a method where ``config`` changes some, in the same form.
+    """Default hyperparameters of an algorithm, updated with ``config``.
 
     Raises:
-        ValueError: for an unknown method or hyperparameter; the message names the nearest one.
+        ValueError: for an unknown name or hyperparameter; the message suggests the nearest one.
 
     Examples:
         >>> resolved_options("mappo", {"lr": 1e-3})["lr"]
@@ -120,17 +120,17 @@ def resolved_options(name: str, config: Mapping[str, Any] | None = None) -> dict
 def make_algorithm(
     name: str, env: EnvBase, total_frames: int, config: Mapping[str, Any] | None = None
 ) -> Algorithm:
-    """Build a method for an environment.
+    """Build an algorithm for an environment.
 
     Args:
         name (str): one of :func:`available_algorithms`.
         env (EnvBase): sizes are read from its specs.
         total_frames (int): environment steps of the whole training.
-        config (mapping, optional): hyperparameters, by the names of the method's config.
+        config (mapping, optional): hyperparameters: fields of the algorithm's config.
 
     Raises:
-        ValueError: for an unknown method or hyperparameter, whose message names the nearest one, or
-            an environment that the method does not support.
+        ValueError: for an unknown name or hyperparameter (the message suggests the nearest one), or
+            an environment that the algorithm does not support.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -143,17 +143,14 @@ def make_algorithm(
 
 
 def _entry(name: str) -> tuple[type[Algorithm], type]:
-    if name not in _ALGORITHMS:
-        raise ValueError(unknown_name("algorithm", name, _ALGORITHMS))
+    check_known("algorithm", [name], _ALGORITHMS)
     return _ALGORITHMS[name]
 
 
 def _config(name: str, config: Mapping[str, Any] | None) -> Any:
     config_cls: Any = _entry(name)[1]
     known = [field.name for field in fields(config_cls)]
-    for key in config or {}:
-        if key not in known:
-            raise ValueError(unknown_name(f"hyperparameter of {name}", key, known))
+    check_known(f"hyperparameter of {name}", config or {}, known)
     return config_cls(**(config or {}))
 
 

@@ -1,4 +1,4 @@
-"""Replay of single transitions, on TorchRL's ``ReplayBuffer``, that checkpoints can hold."""
+"""Replay buffer of transitions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 
 class TransitionReplay:
-    """The newest transitions, drawn uniformly; its state is plain tensors and numbers.
+    """Uniform replay of transitions on TorchRL's ``ReplayBuffer``, with a state of plain tensors.
 
-    Entries are stored under flat keys, so that a state needs no nested structure to be loaded.
-    Nested entries of a sample have the sample's batch size ``[N]``, whatever they had before.
+    Entries are stored under flat keys. Nested entries of a sample have its batch size ``[N]``.
 
     Args:
-        size (int): transitions that it holds; the oldest ones make room.
+        size (int): capacity in transitions; the oldest are overwritten.
 
     Keyword Args:
-        device (optional): where it lives.
+        device (optional): device of the storage.
 
     Examples:
         >>> replay = TransitionReplay(100)
@@ -42,16 +41,16 @@ class TransitionReplay:
         self._buffer.extend(transitions.flatten_keys("/"))
 
     def sample(self, size: int) -> TensorDictBase:
-        """Draw ``[size]`` transitions with replacement, from torch's global generator."""
+        """Draw ``[size]`` transitions with replacement from torch's global generator."""
         return self._buffer.sample(size).unflatten_keys("/")
 
     def state_dict(self) -> dict[str, Any]:
-        """What is held, by flat keys, and where the next transition goes."""
+        """Transitions by flat keys, and the writer's position."""
         held = dict(self._buffer[:].items()) if len(self) else {}
         return {"data": held, "writer": self._buffer.writer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Hold what another one held."""
+        """Replace the transitions by those of a state."""
         self._buffer.empty()
         if state["data"]:
             size = len(next(iter(state["data"].values())))
@@ -60,11 +59,11 @@ class TransitionReplay:
 
 
 def transition_keys(seen: Sequence[NestedKey], action: NestedKey) -> list[NestedKey]:
-    """What a transition holds: what is read before and after the action, the action and the ends.
+    """Keys of a transition: inputs before and after the action, action, reward and done flags.
 
     Args:
-        seen (sequence of NestedKey): entries that policy and critics read.
-        action (NestedKey): where the action is.
+        seen (sequence of NestedKey): inputs of policy and critics.
+        action (NestedKey): key of the action.
 
     Examples:
         >>> transition_keys(["state"], ("agents", "action"))[:3]

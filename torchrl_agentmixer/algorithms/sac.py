@@ -1,4 +1,4 @@
-"""AgentMixer under SAC: the joint policy learns off-policy, through a reparameterized sample."""
+"""AgentMixer's joint policy trained by SAC."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.algorithms.agent_mixer import option_values
 from torchrl_agentmixer.algorithms.base import Algorithm, check_at_least_one
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
@@ -22,7 +23,7 @@ from torchrl_agentmixer.policies import AgentMixerPolicy, consistency_metrics
 
 @dataclass(kw_only=True)
 class AgentMixerSACConfig(ContinuousModifierOptions):
-    """Hyperparameters of AgentMixer under SAC (`arXiv 1812.05905
+    """Hyperparameters of AgentMixer with SAC (`arXiv 1812.05905
     <https://arxiv.org/abs/1812.05905>`_).
 
     Options of the Policy Modifier are described in
@@ -31,14 +32,13 @@ class AgentMixerSACConfig(ContinuousModifierOptions):
     Args:
         lr: learning rate of actors, critics and alpha.
         lr_modifier: learning rate of the Policy Modifier.
-        gradient_steps: after each batch of frames.
-        batch_size: transitions of one gradient step, drawn from the replay buffer.
-        replay_size: transitions in the replay buffer, which is on the environment's device.
-        target_rate: in (0, 1]; step of the target critics toward the trained ones.
+        gradient_steps: gradient steps per batch of frames.
+        batch_size: transitions per gradient step.
+        replay_size: transitions in the replay buffer (on the environment's device).
+        target_rate: tau of the soft target update, in (0, 1].
         gamma: discount factor.
-        target_entropy: of the policy, in nats per action dimension, where the action is scaled to
-            [-1, 1].
-        alpha_init: first weight of the entropy; it is learned.
+        target_entropy: target entropy in nats per action dimension, for actions in [-1, 1].
+        alpha_init: initial weight of the entropy, which is learned.
         share_params: one actor network for all agents, or one per agent.
         actor_hidden: widths of the actors' hidden layers.
         critic_hidden: widths of both critics' hidden layers.
@@ -68,44 +68,36 @@ class AgentMixerSACConfig(ContinuousModifierOptions):
         self.actor_hidden = tuple(self.actor_hidden)
         self.critic_hidden = tuple(self.critic_hidden)
         check_at_least_one(self, ("gradient_steps", "batch_size", "replay_size"))
-        if not 0 < self.target_rate <= 1:
-            raise ValueError(
-                f"AgentMixerSACConfig: expected `target_rate` in (0, 1], got {self.target_rate}."
-            )
-        if self.alpha_init <= 0:
-            raise ValueError(
-                f"AgentMixerSACConfig: expected `alpha_init` > 0, got {self.alpha_init}."
-            )
+        tau, alpha = self.target_rate, self.alpha_init
+        check_values(
+            "AgentMixerSACConfig",
+            target_rate=(tau, 0 < tau <= 1, "in (0, 1]"),
+            alpha_init=(alpha, alpha > 0, "> 0"),
+        )
 
 
 class AgentMixerSAC(Algorithm):
-    r"""AgentMixer's continuous joint policy under TorchRL's ``SACLoss``.
+    r"""AgentMixer's continuous joint policy trained by TorchRL's ``SACLoss``.
 
-    The team is one learner: one log-probability of the joint action, one alpha, and two critics
-    :math:`Q(s, a)` of the state and the joint action. With
-    :math:`a_\theta \sim \pi_\theta(\cdot|s)` reparameterized,
+    The team has one log-probability of the joint action, one alpha, and two critics
+    :math:`Q(s, a)` of state and joint action. The objective uses a reparameterized sample
+    :math:`a_\theta \sim \pi_\theta(\cdot|s)`:
 
     .. math:: \min_\theta E\left[ \alpha \log \pi_\theta(a_\theta|s)
               - \min_{k} Q_k(s, a_\theta) \right],
 
-    so that the gradient of Q reaches the actors by where they put the mode, and the Policy
-    Modifier by the scale that it writes. The policy is :class:`IGCTanhNormal
-    <torchrl_agentmixer.distributions.IGCTanhNormal>`: what is executed, the squashed individual
-    means, is the joint policy's deterministic action exactly. The individual policies' own scales
-    are not trained: the joint scale replaces them.
+    The gradient of Q trains the actors through the means and the Policy Modifier through the scale.
+    The policy is :class:`~torchrl_agentmixer.distributions.IGCTanhNormal`: the executed action, the
+    squashed individual means, is the joint policy's deterministic action. The scales of the
+    individual policies are not trained: the joint scale replaces them.
 
-    Alpha is learned for an entropy of ``config.target_entropy`` per action dimension
-    (:math:`-1`: minus the number of dimensions of the whole team, where actions are in [-1, 1]).
-
-    **Discrete actions are refused.** TorchRL's ``DiscreteSACLoss`` takes exact expectations over
-    one categorical action: it wants the probabilities and the Q values of all joint actions,
-    :math:`K^n` of them, on one axis. A joint policy and a critic of that size are no longer what
-    AgentMixer trains, and are out of reach for all but the smallest teams; a sum over each agent's
-    own actions would take the others' as independent, which is what the joint policy is not.
+    **Discrete actions are not supported.** TorchRL's ``DiscreteSACLoss`` needs probabilities and Q
+    values of all :math:`K^n` joint actions. Sums over each agent's actions would assume independent
+    agents.
 
     Args:
         env (EnvBase): sizes are read from its specs; it needs a ``"state"``.
-        total_frames (int): environment steps of the whole training; nothing here is scheduled.
+        total_frames (int): environment steps of the whole training.
         config (AgentMixerSACConfig, optional): hyperparameters.
 
     Raises:
@@ -162,12 +154,11 @@ class AgentMixerSAC(Algorithm):
         self._transition_keys = transition_keys(self.policy.in_keys, group.key("action"))
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
-        """Learn from one batch of trajectories ``[num_envs, steps]`` and from replay.
+        """Train on one batch of trajectories ``[num_envs, steps]`` and on replay.
 
         Returns:
-            dict: means over the gradient steps of the losses of actors and Modifier, critics and
-            alpha, of alpha and the team's entropy (nats); and the consistency of joint and
-            individual policies on the batch.
+            dict: means over gradient steps of the losses of policy, critics and alpha, of alpha and
+            of the team's entropy (nats); consistency metrics on the batch.
         """
         transitions = batch.detach().select(*self._transition_keys).reshape(-1)
         self.replay.extend(transitions)
@@ -182,14 +173,14 @@ class AgentMixerSAC(Algorithm):
         return {name: float(value) for name, value in metrics.items()}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Parameters, optimizer, frames and the replay buffer."""
+        """State for resuming, with the replay buffer."""
         return super().checkpoint_state() | {"replay": self.replay.state_dict()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.replay.load_state_dict(state["replay"])
 
     def _sac_step(self, minibatch: TensorDictBase) -> TensorDict:
-        """One step on all losses; no loss reaches the parameters of another."""
+        """Take one step on the sum of the losses, which have separate parameters."""
         losses = self.loss(minibatch)
         total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
         self.gradient_step(total, self.optimizer)
@@ -227,12 +218,12 @@ class AgentMixerSAC(Algorithm):
             target_entropy=_target_entropy(group, config.target_entropy),
         )
         loss.make_value_estimator(ValueEstimators.TD0, gamma=config.gamma)
-        _ = loss.target_entropy  # made a buffer when it is first read
+        _ = loss.target_entropy  # the first access creates the buffer
         return loss
 
 
 def _target_entropy(group: AgentGroup, per_dim: float) -> float:
-    """Of the whole team's action, in the action's unit, in nats."""
+    """Target entropy of the team's action in the unit of the action, in nats."""
     total = per_dim * group.n_agents * group.action_dim
     if group.low is None or group.high is None:
         return total

@@ -1,7 +1,7 @@
 """AgentMixer as an algorithm of `BenchMARL <https://github.com/facebookresearch/BenchMARL>`_.
 
-Import this package before ``benchmarl``: it makes BenchMARL work with this TorchRL, and registers
-``algorithm=agentmixer`` with Hydra. ``docs/benchmarl.md`` says how to install both.
+Import this package before ``benchmarl``: it adapts BenchMARL to this TorchRL, and registers
+``algorithm=agentmixer`` with Hydra. See ``docs/benchmarl.md`` for the installation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BenchMARL's Hydra command, with AgentMixer among its algorithms.
+"""BenchMARL's Hydra command with AgentMixer.
 
 .. code-block:: console
 

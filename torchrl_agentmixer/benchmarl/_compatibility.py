@@ -1,4 +1,4 @@
-"""Makes BenchMARL importable beside this package's TorchRL, or says why it is not."""
+"""Import of BenchMARL with this package's TorchRL."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ INSTALL = (
 
 
 def load_benchmarl() -> None:
-    """Import BenchMARL on a TorchRL that is newer than the one it asks for.
+    """Import BenchMARL with a newer TorchRL than it declares.
 
-    BenchMARL 1.5.2 declares ``torchrl<0.12``. What it misses in 0.14 is a name: the collector it
-    calls ``SyncDataCollector`` is ``Collector``. It is lent that name while it is imported, without
-    preallocated buffers, in which this TorchRL loses the log-probabilities of BenchMARL's recurrent
-    policies. Older releases also use names of losses' arguments that are gone.
+    BenchMARL 1.5.2 declares ``torchrl<0.12`` and imports ``SyncDataCollector``, which is
+    ``Collector`` in TorchRL 0.14. The old name exists during the import only. Its collectors have
+    no preallocated buffers, in which TorchRL 0.14 loses the log-probabilities of recurrent
+    policies. Older releases of BenchMARL also use removed arguments of losses.
 
     Raises:
-        ImportError: if BenchMARL is missing, or of a version that does not work.
+        ImportError: if BenchMARL is missing, or of an unsupported version.
     """
     try:
         found = version("benchmarl")
@@ -34,8 +34,8 @@ def load_benchmarl() -> None:
         ) from error
     if not Version(OLDEST) <= Version(found) < Version(NEXT):
         raise ImportError(
-            f"torchrl_agentmixer.benchmarl: expected BenchMARL >={OLDEST},<{NEXT}, got {found}, "
-            f"which does not work with TorchRL {version('torchrl')}: {INSTALL} (docs/benchmarl.md)"
+            f"torchrl_agentmixer.benchmarl: expected BenchMARL >={OLDEST},<{NEXT}, got {found}: "
+            f"{INSTALL} (docs/benchmarl.md)"
         )
     collectors = vars(torchrl.collectors)
     collectors["SyncDataCollector"] = functools.partial(

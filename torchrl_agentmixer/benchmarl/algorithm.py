@@ -33,14 +33,14 @@ from torchrl_agentmixer.policies import AgentMixerPolicy
 class AgentMixer(Mappo):
     """AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_) as a BenchMARL algorithm.
 
-    BenchMARL's model is the individual policy. A Policy Modifier and an IGC distribution around it
-    make the joint policy, which BenchMARL's collector, PPO loss and critic use. The Modifier reads
-    the task's state, or all observations of the group where the task has none. Each group of agents
+    BenchMARL's model is the individual policy. With a Policy Modifier and an IGC distribution it
+    makes the joint policy, which BenchMARL's collector and PPO loss use. The Modifier reads the
+    task's state, or all observations of the group for a task without a state. Each group of agents
     is a team with its own Modifier. The team's advantage is the mean over its agents, normalized
     over the batch.
 
-    BenchMARL's deterministic evaluation runs the individual modes, which :meth:`decentralized`
-    returns; a stochastic one (``evaluation_deterministic_actions=False``) runs the joint policy.
+    BenchMARL's deterministic evaluation runs the individual modes (:meth:`decentralized`);
+    stochastic evaluation (``evaluation_deterministic_actions=False``) runs the joint policy.
 
     Args:
         **kwargs: the fields of :class:`AgentMixerConfig`, and those of BenchMARL's ``Mappo``.
@@ -50,24 +50,25 @@ class AgentMixer(Mappo):
         self.options = {name: kwargs.pop(name) for name in OPTIONS}
         super().__init__(**kwargs)
         self.policies: dict[str, AgentMixerPolicy] = {}
-        # A new list: the experiment's list belongs to the user, who may pass it to another one.
+        # A new list: the user may pass the same list to another experiment.
         self.experiment.callbacks = [*self.experiment.callbacks, _Annealing(self)]
 
     def decentralized(self, deterministic: bool = True) -> TensorDictSequential:
-        """The executed policy: every group's individual policies, on their own observations.
+        """Build the policy for decentralized execution: every group's individual policies.
 
         Args:
-            deterministic (bool): act by the individual modes, or sample.
+            deterministic (bool): take the individual modes, or sample.
 
         Returns:
-            TensorDictSequential: reads what BenchMARL's model reads, and masks; shares parameters.
+            TensorDictSequential: reads the inputs of BenchMARL's model and masks; shares
+                parameters.
         """
         return TensorDictSequential(
             *(self.policies[group].decentralized(deterministic) for group in self.policies)
         )
 
     def _recipe(self, continuous: bool) -> DiscreteConfig | ContinuousConfig:
-        """The package's hyperparameters for these actions, with the options that are set."""
+        """This package's hyperparameters for these actions, with the given options."""
         recipe: Any = ContinuousConfig if continuous else DiscreteConfig
         given = {name: value for name, value in self.options.items() if value is not None}
         foreign = sorted(set(given) - {field.name for field in fields(recipe)})
@@ -91,13 +92,13 @@ class AgentMixer(Mappo):
         options["distribution"] = "tanh_normal" if self.use_tanh_normal else "normal"
         policy = AgentMixerPolicy([agents], [state, actor], modifier, **options)
         for module in policy.module:
-            if module is not actor:  # BenchMARL's is on the device, parts of its GRU on "meta"
+            if module is not actor:  # BenchMARL moves its model, with parts of a GRU on "meta"
                 module.to(self.device)
         self.policies[group] = policy
         return _for_benchmarl(policy, group)
 
     def _get_parameters(self, group: str, loss: LossModule) -> dict[str, Iterable]:
-        """BenchMARL's, with the Modifier's in a parameter group that has its own learning rate."""
+        """BenchMARL's parameters, with a parameter group and a learning rate for the Modifier."""
         parameters = super()._get_parameters(group, loss)
         policy = self.policies[group]
         modifier = list(policy.modifier.parameters())
@@ -108,11 +109,11 @@ class AgentMixer(Mappo):
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
-        """BenchMARL's advantages, averaged over agents and normalized: the team is one learner.
+        """BenchMARL's advantages, averaged over agents and normalized.
 
         BenchMARL's MAPPO does not normalize. The joint scale of continuous actions learns slowly:
-        while the critic's values are too high, all samples look bad, and the means would run away
-        from all of them.
+        while the critic overestimates, all advantages are negative, and the means would diverge
+        from all samples.
         """
         batch = super().process_batch(group, batch)
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
@@ -137,7 +138,7 @@ class AgentMixer(Mappo):
         )
 
     def _state_module(self, group: str) -> tuple[TensorDictModule, int]:
-        """Writes what the Modifier reads, ``[*B, s]``; and ``s``."""
+        """The module that writes the Modifier's state ``[*B, s]``, and ``s``."""
         if self.state_spec is not None:
             specs = dict(self.state_spec.items(True, True))
         else:
@@ -151,7 +152,7 @@ class AgentMixer(Mappo):
         return module, sum(spec.shape.numel() for spec in specs.values())
 
 
-# The fields of this package's configs that BenchMARL's algorithm takes.
+# Fields of this package's configs that are options of BenchMARL's algorithm.
 OPTIONS = (
     "lr_modifier",
     "channels",
@@ -181,7 +182,7 @@ class AgentMixerConfig(MappoConfig):
         scale_bound, scale_gain: continuous actions.
 
     Raises:
-        ValueError: when a policy is built, for an option of the other kind of actions.
+        ValueError: when a policy is built, for an option of the other action type.
 
     Examples:
         >>> config = AgentMixerConfig.get_from_yaml()
@@ -202,7 +203,7 @@ class AgentMixerConfig(MappoConfig):
 
     @classmethod
     def get_from_yaml(cls, path: str | None = None) -> AgentMixerConfig:
-        """Read ``path``; by default, the values of BenchMARL's MAPPO."""
+        """Read a YAML file; by default, the values of BenchMARL's MAPPO."""
         if path is not None:
             return super().get_from_yaml(path)
         return cls(**vars(MappoConfig.get_from_yaml()))
@@ -213,7 +214,7 @@ class AgentMixerConfig(MappoConfig):
 
 
 class _Annealing(Callback):
-    """Anneals the joint policies after each update."""
+    """Callback that anneals the joint policies after each update."""
 
     def __init__(self, algorithm: AgentMixer) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class _Annealing(Callback):
 
 
 class _Flat(nn.Module):
-    """Flattens entries of ``ndims`` trailing dimensions, and concatenates them."""
+    """Flatten the ``ndims`` trailing dimensions of entries, and concatenate them."""
 
     def __init__(self, ndims: list[int]) -> None:
         super().__init__()
@@ -239,7 +240,7 @@ class _Flat(nn.Module):
 
 
 def _for_benchmarl(policy: AgentMixerPolicy, group: str) -> ProbabilisticTensorDictSequential:
-    """The joint policy with its log-probability in BenchMARL's place and shape."""
+    """Convert the joint policy to BenchMARL's log-probability key and shape."""
     *modules, joint = policy.module
     build = joint.distribution_class
     return ProbabilisticTensorDictSequential(

@@ -1,4 +1,4 @@
-"""A joint policy in the shapes of BenchMARL's losses."""
+"""Joint distribution in the shapes of BenchMARL's losses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.distributions import Distribution
 
 
 class TeamDistribution(Distribution):
-    """A team's joint distribution, with its log-probability repeated for each agent.
+    """Joint distribution with the team's log-probability repeated per agent.
 
-    BenchMARL's losses and buffers have one log-probability, advantage and value for each agent.
-    Given the team's for every agent, each agent's ratio is the joint policy's (Eq. 13 of
-    `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). Its deterministic sample, which
-    BenchMARL evaluates, is what is deployed: the individual modes.
+    BenchMARL's losses have one log-probability, advantage and value per agent. With the team's
+    log-probability, each agent's ratio is that of the joint policy (Eq. 13 of `arXiv 2401.08728
+    <https://arxiv.org/abs/2401.08728>`_). The deterministic sample, which BenchMARL evaluates, is
+    the executed action: the individual modes.
 
     Args:
         joint (Distribution): an IGC distribution, of batch shape ``[*B]`` and events ``[n, ...]``.
@@ -44,7 +44,7 @@ class TeamDistribution(Distribution):
 
     @property
     def deterministic_sample(self) -> torch.Tensor:
-        """The individual modes, ``[*B, n]`` or ``[*B, n, A]``, whatever the joint mode is."""
+        """The individual modes, ``[*B, n]`` or ``[*B, n, A]``."""
         if hasattr(self.joint, "individual_mode"):
             return self.joint.individual_mode
         return self.joint.deterministic_sample  # type: ignore[attr-defined]
@@ -56,12 +56,12 @@ class TeamDistribution(Distribution):
         return self.joint.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """The team's log-probability, for each agent ``[*B, n]``."""
-        return self._for_each_agent(self.joint.log_prob(value))
+        """The team's log-probability, repeated per agent, ``[*B, n]``."""
+        return self._per_agent(self.joint.log_prob(value))
 
     def entropy(self) -> torch.Tensor:
-        """The team's entropy, for each agent ``[*B, n]``, in nats."""
-        return self._for_each_agent(self.joint.entropy())
+        """The team's entropy in nats, repeated per agent, ``[*B, n]``."""
+        return self._per_agent(self.joint.entropy())
 
-    def _for_each_agent(self, value: torch.Tensor) -> torch.Tensor:
+    def _per_agent(self, value: torch.Tensor) -> torch.Tensor:
         return value.unsqueeze(-1).expand(*value.shape, self.batch_shape[-1])

@@ -11,8 +11,7 @@ from torch import nn
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from torchrl_agentmixer._choices import check_at_least
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 

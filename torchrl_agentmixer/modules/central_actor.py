@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 
 
 class CentralActor(nn.Module):

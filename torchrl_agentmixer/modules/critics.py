@@ -13,8 +13,7 @@ from torchrl.modules import ValueNorm
 
 from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.modules.actors import MultiAgentBody
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 
 
 class CentralCritic(nn.Module):

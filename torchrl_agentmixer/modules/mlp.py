@@ -1,4 +1,4 @@
-"""MLP with LayerNorm, of actors and critics."""
+"""MLP with LayerNorm and orthogonal initialization, of actors and critics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-
-from torchrl_agentmixer.modules.initialization import orthogonal_
 
 
 def layer_norm_mlp(
@@ -45,3 +43,19 @@ def layer_norm_mlp(
     if device != "meta":
         orthogonal_(net, gain=math.sqrt(2))
     return net
+
+
+def orthogonal_(module: nn.Module, gain: float) -> nn.Module:
+    """Initialize every ``nn.Linear`` with orthogonal weights of gain ``gain`` and zero biases.
+
+    Examples:
+        >>> import torch
+        >>> layer = orthogonal_(torch.nn.Linear(4, 4), gain=2.0)
+        >>> bool(torch.allclose(layer.weight @ layer.weight.T, 4 * torch.eye(4), atol=1e-5))
+        True
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+    return module

@@ -14,8 +14,8 @@ from torch import nn
 
 from torchrl_agentmixer._choices import check_at_least, check_known, check_values
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules.initialization import orthogonal_
 from torchrl_agentmixer.modules.mixer import MixerBlock
+from torchrl_agentmixer.modules.mlp import orthogonal_
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torchrl_agentmixer.modules.initialization import orthogonal_
-from torchrl_agentmixer.modules.mlp import layer_norm_mlp
+from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 
 
 def _check_heads(owner: str, width: int, num_heads: int) -> None:

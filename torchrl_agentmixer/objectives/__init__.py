@@ -1,4 +1,4 @@
-"""Losses that TorchRL lacks."""
+"""Loss and advantage modules of AgentMixer and the baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on modules that keep their parameters."""
+"""Base class of losses without functional parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torchrl.objectives import LossModule
 
 
 class StatefulLoss(LossModule):
-    """A ``LossModule`` that takes no parameters out of its modules and has no value estimator."""
+    """``LossModule`` without functional parameters and without a value estimator."""
 
     @property
     def functional(self) -> bool:

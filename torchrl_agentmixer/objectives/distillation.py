@@ -1,4 +1,4 @@
-"""Asymmetric distillation: the students' loss, and the expert's advantages."""
+"""Loss of the students and advantage of the expert in AIL."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from torchrl_agentmixer.policies.product import LOG_PROB_KEY
 
 
 class DistillationLoss(StatefulLoss):
-    r"""Divergence of decentralized students from an expert, :math:`KL(\pi_\theta \| \pi_\phi)`.
+    r"""Distillation loss :math:`KL(\pi_\theta \| \pi_\phi)` from an expert to its students.
 
     Eq. 6 of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_). The divergence is
-    exact, of the whole team, in nats. No gradient reaches the expert.
+    exact, per team, in nats. The expert is detached.
 
-    Reads what both policies read, ``[*B]``; writes ``"loss_distillation"``, the batch's mean. The
-    policies' own keys decide what is read; there is no key to set.
+    Reads the inputs of both policies, ``[*B]``; writes ``"loss_distillation"``, the batch's mean.
 
     Args:
         expert (ProbabilisticTensorDictSequential): joint policy on the state.
@@ -41,7 +40,7 @@ class DistillationLoss(StatefulLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """No keys."""
+        """No configurable keys."""
 
     def __init__(
         self,
@@ -57,18 +56,18 @@ class DistillationLoss(StatefulLoss):
         return TensorDict({"loss_distillation": self.divergence(tensordict).mean()})
 
     def divergence(self, tensordict: TensorDictBase) -> torch.Tensor:
-        """The divergence per state, ``[*B]``."""
+        """KL divergence per state, ``[*B]``."""
         with torch.no_grad():
             expert = self.expert.get_dist(tensordict.copy())
         return kl_divergence(expert, self.students.get_dist(tensordict.copy()))
 
 
 class ExpertAdvantage(TensorDictModuleBase):
-    r"""Advantages and value targets of an expert, from steps of a mixture with its students.
+    r"""Off-policy GAE of an expert on steps of a mixture with its students.
 
-    Every step has the weight :math:`\rho = \min(1, \bar\pi_\theta(a|s) / \pi_\beta(a|s))`, with the
-    mixture's exact joint probability in the denominator. It weights the advantage, and cuts the
-    traces of GAE and of the value targets, as in V-trace (`arXiv 1802.01561
+    Every step has the importance weight :math:`\rho = \min(1, \pi_\theta(a|s) / \pi_\beta(a|s))`,
+    with the exact joint probability of the mixture. It weights the advantage and the traces of GAE
+    and of the value targets, as in V-trace (`arXiv 1802.01561
     <https://arxiv.org/abs/1802.01561>`_) with lambda:
 
     .. math:: A_t = \delta_t + \gamma \lambda \rho_{t+1} A_{t+1}, \qquad
@@ -117,7 +116,7 @@ class ExpertAdvantage(TensorDictModuleBase):
         )
         log_weight = tensordict[EXPERT_LOG_PROB_KEY] - tensordict[LOG_PROB_KEY]
         weight = log_weight.exp().clamp(max=1.0).unsqueeze(-1)  # [*B, T, 1]
-        # The weight of the next step. The last entry is not read: no step follows.
+        # The weight of the next step; the last entry is not used.
         next_weight = torch.cat([weight[..., 1:, :], weight[..., -1:, :]], -2)
         advantage, _ = generalized_advantage_estimate(
             self.gamma,

@@ -1,4 +1,4 @@
-"""The losses of several groups of agents as one loss."""
+"""Loss over several groups of agents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 class GroupedLoss(nn.Module):
     """Weighted mean of the losses of several groups; weights are the numbers of agents.
 
-    An entry that only some losses write is their mean.
+    An entry of only some losses is averaged over these.
 
     Args:
         losses (sequence of nn.Module): one per group; each maps a batch to scalars.
-        n_agents (sequence of int): of each group.
+        n_agents (sequence of int): number of agents per group.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -31,7 +31,7 @@ class GroupedLoss(nn.Module):
         self.n_agents = tuple(n_agents)
 
     def forward(self, batch: TensorDictBase) -> TensorDict:
-        """All losses and metrics of ``batch`` ``[*B]``, as scalars."""
+        """Mean losses and metrics (scalars) of a batch ``[*B]``."""
         outputs = [loss(batch) for loss in self.losses]
         mean = {}
         for key in dict.fromkeys(key for output in outputs for key in output.keys()):  # noqa: SIM118

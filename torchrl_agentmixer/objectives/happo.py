@@ -1,4 +1,4 @@
-"""The actor loss of HAPPO."""
+"""Actor loss of HAPPO."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torchrl.objectives import ClipPPOLoss
 
 
 class HAPPOLoss(ClipPPOLoss):
-    r"""TorchRL's ``ClipPPOLoss`` of one agent, whose advantage has the factor of earlier agents.
+    r"""TorchRL's ``ClipPPOLoss`` of one agent, with the advantage times HAPPO's factor.
 
-    HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_) updates the agents one after
-    another. With the agent's ratio :math:`r_{i_m}` of new to old probability, it minimizes
+    HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_) updates the agents in sequence.
+    With the agent's ratio :math:`r_{i_m}` of new to old probability, it minimizes
 
     .. math:: -\mathbb E\left[\min\left(r_{i_m} M_{i_m},\,
               \operatorname{clip}(r_{i_m}, 1 \pm \epsilon)\, M_{i_m}\right)\right], \qquad
               M_{i_m} = \hat A \prod_{l<m} r_{i_l}.
 
     Layout and keys are those of ``ClipPPOLoss`` without a critic, and ``"factor"`` ``[*B, 1]``, the
-    product of the ratios of the agents that were updated before. Advantages are used as they are.
+    product of the ratios of earlier agents. Advantages are not normalized.
 
     Args:
         actor (ProbabilisticTensorDictSequential): the policy of this agent.
 
     Keyword Args:
-        **kwargs: as ``ClipPPOLoss``.
+        **kwargs: options of ``ClipPPOLoss``.
 
     Examples:
         >>> from torchrl_agentmixer.groups import AgentGroup
@@ -48,7 +48,7 @@ class HAPPOLoss(ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``, and the product of the ratios of earlier agents."""
+        """Keys of ``ClipPPOLoss``, and of the factor."""
 
         factor: NestedKey = "factor"
 

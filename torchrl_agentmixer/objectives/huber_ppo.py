@@ -1,4 +1,4 @@
-"""The PPO loss of MAPPO."""
+"""PPO loss of MAPPO."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torchrl.objectives.multiagent import MAPPOLoss
 
 
 class HuberPPOLoss(MAPPOLoss):
-    r"""TorchRL's ``MAPPOLoss`` with MAPPO's Huber value loss and its threshold.
+    r"""TorchRL's ``MAPPOLoss`` with a Huber value loss of any threshold.
 
     The value loss of MAPPO (`arXiv 2103.01955 <https://arxiv.org/abs/2103.01955>`_) is quadratic up
-    to an error of ``huber_delta`` and linear beyond. The threshold of TorchRL's ``smooth_l1`` is 1:
-    here prediction and target are divided by ``huber_delta``, and the loss is multiplied by its
-    square. Value clipping stays in normalized units.
+    to an error of ``huber_delta`` and linear beyond. TorchRL's ``smooth_l1`` has the threshold 1,
+    so prediction and target are divided by ``huber_delta``, and the loss is multiplied by its
+    square.
 
-    Layout, keys and :meth:`set_keys` are those of ``MAPPOLoss``. It takes one ratio per agent with
-    an advantage ``[*B, n_agents, 1]``, and one ratio per team with ``[*B, 1]``; for the latter pass
-    ``normalize_advantage_exclude_dims=()``.
+    Layout, keys and :meth:`set_keys` are those of ``MAPPOLoss``. Advantages
+    ``[*B, n_agents, 1]`` give one ratio per agent. Advantages ``[*B, 1]`` give one ratio per team;
+    pass ``normalize_advantage_exclude_dims=()`` then.
 
     Args:
-        *args: as ``MAPPOLoss``: the actor and the critic.
+        *args: actor and critic, as in ``MAPPOLoss``.
 
     Keyword Args:
-        huber_delta (float): the threshold, in normalized units; MAPPO's is 10.
+        huber_delta (float): threshold, in normalized units; 10 in MAPPO.
         clip_value (float): value clipping range, in normalized units.
         critic_coeff (float): weight of the value loss.
-        standardize (callable, optional): ``standardize(advantage, exclude_dims=...)`` in place of
-            TorchRL's, such as one over the batches of several processes.
-        **kwargs: as ``MAPPOLoss``.
+        standardize (callable, optional): replaces TorchRL's standardization of the advantage, as
+            ``standardize(advantage, exclude_dims=...)``, such as over several processes.
+        **kwargs: options of ``MAPPOLoss``.
 
     Raises:
         ValueError: for a ``huber_delta`` that is not positive.

@@ -1,4 +1,4 @@
-"""The losses of MAVEN: QMIX with a mutual-information bonus, and the policy of the latent."""
+"""Losses of MAVEN."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from torchrl_agentmixer.policies.latent import masked
 
 
 class MAVENLoss(StatefulLoss):
-    r"""TD loss of TorchRL's ``QMixerLoss`` and the mutual-information bonus of MAVEN.
+    r"""MAVEN's losses of utilities, mixer and discriminator: QMIX with a mutual-information bonus.
 
     MAVEN (`arXiv 1910.07483 <https://arxiv.org/abs/1910.07483>`_) adds
     :math:`\log q(z \mid s, \sigma)` with a discriminator :math:`q`, where :math:`\sigma` are the
     agents' Boltzmann policies ``softmax(Q_i / temperature)`` given the latent ``z``.
 
     Reads transitions ``[N]``: observations, action masks, ``"state"`` ``[N, s]``, ``"latent"``
-    ``[N, 1]``, actions, and ``"next"`` with reward and done flags. Writes scalars: ``"loss_td"``,
-    ``"loss_discriminator"`` (mean :math:`-\log q`), and ``"information"``: the entropy of the
-    latents less that loss, in nats. It is about zero where behavior does not depend on z.
+    ``[N, 1]``, actions, and ``"next"`` with reward and done flags. Writes scalars: ``"loss_td"``
+    (TorchRL's ``QMixerLoss``), ``"loss_discriminator"`` (mean :math:`-\log q`), and
+    ``"information"``, the entropy of the latents minus that loss in nats: a lower bound of the
+    mutual information of behavior and z.
 
     Args:
         utilities (TensorDictModule): writes ``(group, "action_value")`` ``[N, n, K]``.
@@ -38,9 +39,9 @@ class MAVENLoss(StatefulLoss):
         group (AgentGroup): the agents.
 
     Keyword Args:
-        num_latents (int): values of the latent, m.
+        num_latents (int): number of values of the latent, m.
         gamma (float): discount factor.
-        temperature (float): of the Boltzmann policies, in units of utility.
+        temperature (float): temperature of the Boltzmann policies, in units of utility.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import MAVEN
@@ -88,7 +89,7 @@ class MAVENLoss(StatefulLoss):
         )
 
     def information(self, tensordict: TensorDictBase) -> tuple[torch.Tensor, torch.Tensor]:
-        """The discriminator's loss and the information on z, of the utilities in ``tensordict``."""
+        """The discriminator's loss and the mutual information, for utilities in ``tensordict``."""
         latent = tensordict.get(self.tensor_keys.latent).squeeze(-1)
         utilities = tensordict.get(self.group.key("action_value"))
         utilities = masked(utilities, tensordict, self._mask_key)
@@ -99,7 +100,7 @@ class MAVENLoss(StatefulLoss):
         return loss, Categorical(probs=share).entropy() - loss.detach()
 
     def _qmix(self, utilities: TensorDictModule, mixer: TensorDictModule, gamma: float) -> Any:
-        """TorchRL's QMIX loss; utilities are maximized among allowed actions."""
+        """TorchRL's QMIX loss, with the maximum over allowed actions."""
         key = self.group.key
         greedy = QValueModule(
             action_space="categorical",
@@ -123,11 +124,11 @@ class MAVENLoss(StatefulLoss):
 
 
 class LatentPolicyLoss(StatefulLoss):
-    r"""Clipped policy gradient (PPO) of MAVEN's hierarchical policy :math:`p(z \mid s_0)`.
+    r"""PPO loss of MAVEN's hierarchical policy :math:`p(z \mid s_0)`.
 
-    Reads ended episodes ``[E]``: ``"state"`` ``[E, s]`` (the initial one), ``"latent"`` ``[E, 1]``,
+    Reads ended episodes ``[E]``: the initial ``"state"`` ``[E, s]``, ``"latent"`` ``[E, 1]``,
     ``"latent_log_prob"`` ``[E]`` and ``"advantage"`` ``[E]``. Writes scalars: ``"loss_latent"``,
-    ``"loss_entropy"`` and ``"latent_entropy"`` (nats). They are sums over episodes divided by
+    ``"loss_entropy"`` and ``"latent_entropy"`` (nats). Each is a sum over episodes divided by
     ``count``.
 
     Args:
@@ -178,15 +179,15 @@ class LatentPolicyLoss(StatefulLoss):
         self.out_keys = ["loss_latent", "loss_entropy", "latent_entropy"]
 
     def dist(self, tensordict: TensorDictBase) -> Categorical:
-        """The hierarchical policy in the states of ``tensordict``."""
+        """The hierarchical policy at the states of ``tensordict``."""
         return Categorical(logits=self.logits(tensordict.get(self.tensor_keys.state)))
 
     def forward(self, tensordict: TensorDictBase, count: float | None = None) -> TensorDictBase:
-        """All losses.
+        """Compute the losses.
 
         Args:
             tensordict (TensorDictBase): ended episodes ``[E]``.
-            count (float, optional): what sums are divided by; ``E`` by default.
+            count (float, optional): divisor of the sums; ``E`` by default.
         """
         count = len(tensordict) if count is None else count
         keys, clip, dist = self.tensor_keys, self.clip_epsilon, self.dist(tensordict)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from torchrl_agentmixer.policies.agent_mixer import AgentMixerPolicy
-from torchrl_agentmixer.policies.autoregressive import AutoregressivePolicy, InTurnPolicy
+from torchrl_agentmixer.policies.autoregressive import (
+    AutoregressivePolicy,
+    AutoregressivePolicyBase,
+)
 from torchrl_agentmixer.policies.behavior_mixture import BehaviorMixture
 from torchrl_agentmixer.policies.consistency import (
     consistency_metrics,
@@ -12,6 +15,7 @@ from torchrl_agentmixer.policies.consistency import (
 )
 from torchrl_agentmixer.policies.latent import LatentPolicy
 from torchrl_agentmixer.policies.product import (
+    Greedy,
     RecurrentActor,
     Sampled,
     actor_module,
@@ -23,8 +27,9 @@ from torchrl_agentmixer.policies.transformer import TransformerPolicy
 __all__ = [
     "AgentMixerPolicy",
     "AutoregressivePolicy",
+    "AutoregressivePolicyBase",
     "BehaviorMixture",
-    "InTurnPolicy",
+    "Greedy",
     "LatentPolicy",
     "RecurrentActor",
     "Sampled",

@@ -275,7 +275,7 @@ def _features_dim(group: AgentGroup, actors: Sequence[TensorDictModuleBase]) -> 
                 if isinstance(getattr(module, "features_dim", None), int):
                     return module.features_dim
             raise ValueError(
-                f"from_actor: expected an actor with the width of {group.key('features')!r}, got "
-                "none: give its network an integer attribute `features_dim`."
+                f"from_actor: expected the width of {group.key('features')!r}, got none: "
+                "give its network an integer attribute `features_dim`."
             )
     return 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, exploration_type
 
@@ -22,7 +22,7 @@ from torchrl_agentmixer.policies.product import (
 DETERMINISTIC = (ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN)
 
 
-class InTurnPolicy(TensorDictModuleBase):
+class AutoregressivePolicyBase(TensorDictModuleBase):
     r"""Base class of autoregressive policies, :math:`\prod_i \pi_i(a_i \mid o, a_{<i})`.
 
     ``forward`` decodes the actions of one group agent by agent, with one call of the batched
@@ -40,30 +40,20 @@ class InTurnPolicy(TensorDictModuleBase):
         individual (ProbabilisticTensorDictSequential): maps the result of :meth:`_inputs` to a
             distribution that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
-
-    Keyword Args:
-        greedy (bool): take the conditionals' modes, for any exploration type.
     """
 
-    def __init__(
-        self,
-        individual: ProbabilisticTensorDictSequential,
-        group: AgentGroup,
-        *,
-        greedy: bool = False,
-    ) -> None:
+    def __init__(self, individual: ProbabilisticTensorDictSequential, group: AgentGroup) -> None:
         super().__init__()
         self.individual = individual
         self.group = group
-        self.greedy = greedy
 
     @property
-    def log_prob_keys(self) -> list:
+    def log_prob_keys(self) -> list[NestedKey]:
         """Keys of the log-probabilities."""
         return [self.group.key(LOG_PROB_KEY)]
 
     @property
-    def dist_sample_keys(self) -> list:
+    def dist_sample_keys(self) -> list[NestedKey]:
         """Keys of the actions."""
         return [self.group.key("action")]
 
@@ -77,7 +67,7 @@ class InTurnPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Decode actions agent by agent; write them and their conditional log-probabilities."""
-        greedy = self.greedy or exploration_type() in DETERMINISTIC
+        greedy = exploration_type() in DETERMINISTIC
         agent_dim = -1 if self.group.discrete else -2
         context, action = self._context(tensordict), self._zero_actions(tensordict)
         for index in range(self.group.n_agents):
@@ -115,7 +105,7 @@ class InTurnPolicy(TensorDictModuleBase):
         return action
 
 
-class AutoregressivePolicy(InTurnPolicy):
+class AutoregressivePolicy(AutoregressivePolicyBase):
     r"""Autoregressive policy of one group, :math:`\prod_i \pi_i(a_i \mid o_i, a_{<i})`.
 
     Agent :math:`i` reads its observation and the actions (one-hot or continuous) of all agents
@@ -127,9 +117,6 @@ class AutoregressivePolicy(InTurnPolicy):
             that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
         before (sequence of AgentGroup): groups that act before this one.
-
-    Keyword Args:
-        greedy (bool): take the conditionals' modes, for any exploration type.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -150,10 +137,8 @@ class AutoregressivePolicy(InTurnPolicy):
         individual: ProbabilisticTensorDictSequential,
         group: AgentGroup,
         before: Sequence[AgentGroup] = (),
-        *,
-        greedy: bool = False,
     ) -> None:
-        super().__init__(individual, group, greedy=greedy)
+        super().__init__(individual, group)
         self.before = tuple(before)
         width, n = group.action_dim, group.n_agents
         earlier = torch.ones(n, _actions_dim(self.before))
@@ -187,10 +172,6 @@ class AutoregressivePolicy(InTurnPolicy):
         wider = replace(group, observation_dim=group.observation_dim + actions_dim)
         actor = actor_module(wider, **actor_kwargs)
         return cls(product_policy([wider], [actor], distribution, joint=False), group, before)
-
-    def deterministic(self) -> AutoregressivePolicy:
-        """Build the greedy policy, which shares the parameters."""
-        return type(self)(self.individual, self.group, self.before, greedy=True)
 
     def _inputs(self, context: TensorDictBase, action: torch.Tensor) -> TensorDictBase:
         taken = [(other, self._actions_in(context, other)) for other in self.before]

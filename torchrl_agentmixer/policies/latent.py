@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torch.distributions import Categorical
@@ -11,6 +11,7 @@ from torchrl.data import Categorical as CategoricalSpec
 from torchrl.data import Composite
 from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import exploration_type
+from torchrl.modules import EGreedyModule
 
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies.autoregressive import DETERMINISTIC
@@ -32,7 +33,6 @@ class LatentPolicy(TensorDictModuleBase):
 
     Keyword Args:
         num_latents (int): values of the latent, m.
-        greedy (bool): take the modes, for any exploration type.
 
     Examples:
         >>> from torchrl_agentmixer.algorithms import MAVEN
@@ -51,16 +51,17 @@ class LatentPolicy(TensorDictModuleBase):
         group: AgentGroup,
         *,
         num_latents: int,
-        greedy: bool = False,
     ) -> None:
         super().__init__()
         self.utilities = utilities
         self.latent_logits = latent_logits
         self.group = group
         self.num_latents = num_latents
-        self.greedy = greedy
-        self.register_buffer("epsilon", torch.tensor(0.0))
         self._mask_key = group.key("action_mask") if group.masked else None
+        self.exploration = EGreedyModule(
+            CategoricalSpec(group.action_dim, shape=(group.n_agents,)),
+            action_mask_key="action_mask" if group.masked else None,
+        )
         mask_keys = [self._mask_key] if self._mask_key else []
         self.in_keys = [group.key("observation"), *mask_keys, "state", "latent", "is_init"]
         self.out_keys = [
@@ -70,16 +71,6 @@ class LatentPolicy(TensorDictModuleBase):
             ("next", "latent"),
         ]
 
-    def deterministic(self) -> LatentPolicy:
-        """Build the greedy policy, which shares the parameters."""
-        return type(self)(
-            self.utilities,
-            self.latent_logits,
-            self.group,
-            num_latents=self.num_latents,
-            greedy=True,
-        )
-
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The primer of the latent, for TorchRL's ``get_primers_from_module``."""
         latent = CategoricalSpec(self.num_latents, shape=(1,))
@@ -87,7 +78,7 @@ class LatentPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draw the latent at the first step of an episode, and write actions."""
-        greedy = self.greedy or exploration_type() in DETERMINISTIC
+        greedy = exploration_type() in DETERMINISTIC
         logits = self.latent_logits(tensordict["state"]).detach()
         drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
         latent = torch.where(tensordict["is_init"], drawn.unsqueeze(-1), tensordict["latent"])
@@ -95,15 +86,12 @@ class LatentPolicy(TensorDictModuleBase):
         tensordict.set(("next", "latent"), latent)
         self.utilities(tensordict)
         utilities = tensordict[self.group.key("action_value")].detach()  # [*B, n, K]
-        action = self._best(utilities, tensordict)
-        if not greedy:
-            explored = self._best(torch.rand_like(utilities), tensordict)  # uniform, legal
-            explore = torch.rand_like(utilities[..., 0]) < self.epsilon
-            action = torch.where(explore, explored, action)
-        return tensordict.set(self.group.key("action"), action)
-
-    def _best(self, score: torch.Tensor, tensordict: TensorDictBase) -> torch.Tensor:
-        return masked(score, tensordict, self._mask_key).argmax(-1)
+        action = masked(utilities, tensordict, self._mask_key).argmax(-1)
+        # EGreedyModule draws once per batch entry: the agents are a batch dimension.
+        agents = TensorDict({"action": action}, action.shape)
+        if self._mask_key:
+            agents["action_mask"] = tensordict[self._mask_key]
+        return tensordict.set(self.group.key("action"), self.exploration(agents)["action"])
 
 
 def masked(

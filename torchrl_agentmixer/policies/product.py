@@ -190,7 +190,22 @@ def mode_policy(
     return TensorDictSequential(*actors, *modules)
 
 
-class Sampled(TensorDictModuleBase):
+class _FixedExploration(TensorDictModuleBase):
+    """Wrapper of a policy with its own exploration type."""
+
+    exploration: ExplorationType
+
+    def __init__(self, policy: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with set_exploration_type(self.exploration):
+            return self.policy(tensordict)
+
+
+class Sampled(_FixedExploration):
     """Wrapper of a policy that samples for any exploration type.
 
     Args:
@@ -203,14 +218,22 @@ class Sampled(TensorDictModuleBase):
         [('agents', 'observation')]
     """
 
-    def __init__(self, policy: TensorDictModuleBase) -> None:
-        super().__init__()
-        self.policy = policy
-        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+    exploration = ExplorationType.RANDOM
 
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        with set_exploration_type(ExplorationType.RANDOM):
-            return self.policy(tensordict)
+
+class Greedy(_FixedExploration):
+    """Wrapper of a policy that takes its modes for any exploration type.
+
+    Args:
+        policy (TensorDictModuleBase): the policy; parameters are shared.
+
+    Examples:
+        >>> group = AgentGroup("agents", n_agents=2, observation_dim=4, action_dim=3, discrete=True)
+        >>> Greedy(product_policy([group], [actor_module(group)])).in_keys
+        [('agents', 'observation')]
+    """
+
+    exploration = ExplorationType.DETERMINISTIC
 
 
 class Mode(nn.Module):

@@ -11,11 +11,11 @@ from torch import nn
 
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ActionDecoder
-from torchrl_agentmixer.policies.autoregressive import InTurnPolicy
+from torchrl_agentmixer.policies.autoregressive import AutoregressivePolicyBase
 from torchrl_agentmixer.policies.product import ContinuousDistribution, product_policy
 
 
-class TransformerPolicy(InTurnPolicy):
+class TransformerPolicy(AutoregressivePolicyBase):
     r"""MAT's joint policy: :math:`\prod_i \pi(a_i \mid \hat o_1, \ldots, \hat o_n, a_{<i})`.
 
     ``forward`` runs the encoder once and the decoder once per agent; :meth:`get_dist` runs both
@@ -27,9 +27,6 @@ class TransformerPolicy(InTurnPolicy):
         individual (ProbabilisticTensorDictSequential): maps representations and actions to a
             distribution that is independent over agents (``joint=False``).
         group (AgentGroup): the agents.
-
-    Keyword Args:
-        greedy (bool): take the conditionals' modes, for any exploration type.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -49,10 +46,8 @@ class TransformerPolicy(InTurnPolicy):
         encoder: TensorDictModule,
         individual: ProbabilisticTensorDictSequential,
         group: AgentGroup,
-        *,
-        greedy: bool = False,
     ) -> None:
-        super().__init__(individual, group, greedy=greedy)
+        super().__init__(individual, group)
         self.encoder = encoder
         self._mask_keys = [group.key("action_mask")] if group.masked else []
         self.in_keys = [*encoder.in_keys, *self._mask_keys]
@@ -77,9 +72,9 @@ class TransformerPolicy(InTurnPolicy):
             distribution (str): of continuous actions.
             **decoder_kwargs: options of :class:`ActionDecoder`.
         """
-        network = (_DiscreteDecoder if group.discrete else _ContinuousDecoder)(
-            group, **decoder_kwargs
-        )
+        decoder_cls = ActionDecoder if group.discrete else _ContinuousDecoder
+        sizes = group.n_agents, group.action_dim, group.action_dim
+        network = decoder_cls(*sizes, discrete=group.discrete, **decoder_kwargs)
         representation = group.key("representation")
         decoder = TensorDictModule(
             network, in_keys=[representation, group.key("action")], out_keys=group.param_keys
@@ -92,10 +87,6 @@ class TransformerPolicy(InTurnPolicy):
             group,
         )
 
-    def deterministic(self) -> TransformerPolicy:
-        """Build the greedy policy, which shares the parameters."""
-        return type(self)(self.encoder, self.individual, self.group, greedy=True)
-
     def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
         return self.encoder(tensordict.select(*self.in_keys))
 
@@ -103,23 +94,14 @@ class TransformerPolicy(InTurnPolicy):
         return context.copy().set(self.group.key("action"), action)
 
 
-class _DiscreteDecoder(ActionDecoder):
-    """Logits of each agent's conditional."""
-
-    def __init__(self, group: AgentGroup, **kwargs: Any) -> None:
-        super().__init__(
-            group.n_agents, group.action_dim, group.action_dim, discrete=True, **kwargs
-        )
-
-
 class _ContinuousDecoder(ActionDecoder):
-    """Loc and scale of each agent's conditional; scales as in :class:`GaussianActor`."""
+    """Decoder that writes loc and scale; scales as in :class:`GaussianActor`."""
 
-    def __init__(self, group: AgentGroup, *, scale_bound: float = 0.5, **kwargs: Any) -> None:
-        size = group.action_dim
-        super().__init__(group.n_agents, size, size, discrete=False, **kwargs)
-        self.scale_bound = scale_bound
-        self.scale_param = nn.Parameter(torch.ones(group.n_agents, size))
+    scale_bound = 0.5
+
+    def __init__(self, n_agents: int, action_dim: int, out_dim: int, **kwargs: Any) -> None:
+        super().__init__(n_agents, action_dim, out_dim, **kwargs)
+        self.scale_param = nn.Parameter(torch.ones(n_agents, out_dim))
 
     def forward(  # type: ignore[override]
         self, representation: torch.Tensor, action: torch.Tensor
