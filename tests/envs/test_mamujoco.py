@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from ctypes.util import find_library
 from functools import partial
 
 import numpy as np
@@ -103,8 +102,10 @@ def test_equal_where_velocities_are_clipped(task):
     raw = reference(task, categories=("qvel",))
     env.reset()
     raw.reset()
-    for simulator in (env._simulators[0], raw.single_agent_env.unwrapped):
-        simulator.set_state(simulator.init_qpos, np.full(simulator.model.nv, 25.0))
+    simulator = raw.single_agent_env.unwrapped
+    fast = np.full(simulator.model.nv, 25.0)
+    simulator.set_state(simulator.init_qpos, fast)
+    env._physics.reset(np.array([0]), simulator.init_qpos, fast)
     action = env.full_action_spec.rand()
     after = env.step(action)["next"]
     assert_same_sight(env, after, 0, raw, raw.step(shares(env, action, 0))[0])
@@ -179,6 +180,7 @@ def test_no_one_hot_and_padding():
         ({"global_categories": "qpos"}, r"`global_categories`.*sequence.*got 'qpos'"),
         ({"global_categories": ("qpos", "cvel")}, r"\('qpos', 'qvel'\), got \('qpos', 'cvel'\)"),
         ({"max_steps": 0}, r"`max_steps` >= 1, got 0"),
+        ({"num_threads": 0}, r"`num_threads` >= 1, got 0"),
         ({"agent_obs": 1}, r"'agent_obs'; did you mean 'agent_obsk'"),
     ],
 )
@@ -217,21 +219,6 @@ def test_termination_at_the_time_limit_is_not_truncation():
     assert (last["terminated"].item(), last["truncated"].item()) == (True, False)
     last = play(length - 1)[0, -1]
     assert (last["terminated"].item(), last["truncated"].item()) == (False, True)
-
-
-@pytest.mark.parametrize("call", ["step", "reset"])
-def test_errors_of_simulators_name_environment_and_step(call, monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=0)
-    data = env.rollout(2)["next"][:, -1].select("agents", "state")
-
-    def fail(*args):
-        raise ArithmeticError("singular")
-
-    monkeypatch.setattr(env._simulators[2], call, fail)
-    message = "hopper_3x1: environment 2 failed at step 2 .*ArithmeticError: singular"
-    with pytest.raises(RuntimeError, match=message) as caught:
-        env.step(data.update(env.full_action_spec.rand())) if call == "step" else env.reset()
-    assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
 def test_seeds_of_a_batch():
@@ -274,43 +261,6 @@ def test_worker_processes():
     assert played["agents", "observation"].shape == (2, 3, 10, 3, 5)
     assert not torch.equal(played["state"][0], played["state"][1])
     assert torch.isfinite(played["next", "reward"]).all()
-
-
-@pytest.mark.skipif(
-    not (find_library("EGL") or find_library("OSMesa")),
-    reason="MuJoCo draws with EGL or OSMesa, and this machine has neither",
-)
-def test_rendering_one_robot_does_not_change_another():
-    env, other = (make_env(f"mamujoco/{task}", seed=0) for task in ("ant_4x2", "hopper_3x1"))
-    env.reset()
-    other.reset()
-    before = env.render()
-    assert before.shape == (480, 480, 3)
-    other.render()
-    np.testing.assert_array_equal(env.render(), before)
-    env.close()
-    other.close()
-
-
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # of a partly built one
-def test_render_without_opengl(monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", seed=0)
-    env.reset()
-    monkeypatch.setenv("MUJOCO_GL", "none")
-    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=none.*libegl1\).*libosmesa6"):
-        env.render()
-
-
-def test_close_closes_the_simulators(monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", num_envs=2)
-    closed = []
-    for i, simulator in enumerate(env._simulators):
-        monkeypatch.setattr(simulator, "close", partial(closed.append, i))
-    env.close()
-    assert closed == [0, 1]
-    assert env.is_closed
 
 
 def test_building_writes_no_log_file(tmp_path, monkeypatch, capfd):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,8 @@ from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.envs.base import BatchedEnv
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
+from torchrl_agentmixer.envs.mamujoco_physics import SimulatorError, make_physics
+from torchrl_agentmixer.envs.mamujoco_robots import ROBOTS
 from torchrl_agentmixer.envs.optional import require
 from torchrl_agentmixer.envs.simulation import check_shape
 
@@ -41,8 +42,8 @@ class MaMujocoEnv(BatchedEnv):
     bounds, also in the reward's control cost. ``"humanoid_9_8"``, whose agents have 9 and 8
     actions, has two groups, ``"upper_body"`` and ``"lower_body"``.
 
-    The simulators run one after the other on the CPU. For more than one core, use TorchRL's
-    ``ParallelEnv`` or ``MultiSyncCollector`` over batches.
+    The simulators run on threads of ``mujoco.batch``, outside of Python. Results do not depend on
+    the number of threads. MuJoCo before 3.17 lacks it; a Python loop then gives the same results.
 
     Args:
         task (str): ``"ant_2x4"``, ``"ant_2x4d"``, ``"ant_4x2"``, ``"ant_8x1"``,
@@ -58,6 +59,8 @@ class MaMujocoEnv(BatchedEnv):
             and ``"qvel"``.
         agent_one_hot (bool): whether an observation ends with the agent's one-hot.
         max_steps (int): time limit of an episode, in steps.
+        num_threads (int): threads of the simulators, at most one per environment; no effect
+            with MuJoCo before 3.17.
         device (optional): device of the tensordicts.
         seed (int, optional): seed from which each simulator's seed derives.
 
@@ -82,35 +85,35 @@ class MaMujocoEnv(BatchedEnv):
         global_categories: Sequence[str] = (),
         agent_one_hot: bool = True,
         max_steps: int = 1000,
+        num_threads: int = 1,
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
         require("mamujoco")
-        check_at_least("MaMujocoEnv", 1, num_envs=num_envs, max_steps=max_steps)
+        counts = {"num_envs": num_envs, "max_steps": max_steps, "num_threads": num_threads}
+        check_at_least("MaMujocoEnv", 1, **counts)
         layout, groups = agent_indices(
             task,
             agent_obsk=agent_obsk,
             global_categories=global_categories,
             agent_one_hot=agent_one_hot,
         )
-        import gymnasium
-
         super().__init__(num_envs, device)
         self.task = task
         self.max_steps = max_steps
         self.group_map = {name: group.agents for name, group in groups.items()}
         self.n_agents = sum(len(group.agents) for group in groups.values())
-        robot = f"{TASKS[task][0]}-v5"
-        with quiet_compiler():
-            self._simulators: list[Any] = [
-                gymnasium.make(robot, render_mode="rgb_array").unwrapped for _ in range(num_envs)
-            ]
+        kind = TASKS[task][0]
+        robot = _make_simulator(kind)
+        self._robot = ROBOTS[kind](robot)
+        self._cameras: dict[int, Any] = {}  # simulators of the environments that were rendered
+        threads = min(num_threads, num_envs)
+        self._physics = make_physics(robot.model, num_envs, threads, self._robot.fields)
         self._steps = np.zeros(num_envs, dtype=np.int64)
-        rows = np.zeros((num_envs, layout.one + 1))
-        rows[:, layout.one] = 1
-        self._rows = rows
-        self._states = rows[:, : layout.state]  # a view
-        self._velocities = rows[:, layout.state : layout.zero]  # a view
+        self._positions = np.zeros(num_envs)
+        self._rows = np.zeros((num_envs, layout.one + 1), dtype=np.float32)
+        self._rows[:, layout.one] = 1
+        self._state_size = layout.state
         self._action_order = np.concatenate([g.actions.ravel() for g in groups.values()])
         self._actions = np.zeros((num_envs, self._action_order.size))
         for name, group in groups.items():
@@ -120,7 +123,8 @@ class MaMujocoEnv(BatchedEnv):
         self.set_seed(seed if seed is not None else int(torch.randint(2**62, ())))
 
     def _make_specs(self, indices: dict[str, np.ndarray]) -> None:
-        low, high = (getattr(self._simulators[0].action_space, side) for side in ("low", "high"))
+        space = self._robot.simulator.action_space
+        low, high = space.low, space.high
         self._low, self._high = low.astype(np.float64), high.astype(np.float64)
         observations: dict[str, dict[str, TensorSpec]] = {}
         actions: dict[str, TensorSpec] = {}
@@ -131,7 +135,7 @@ class MaMujocoEnv(BatchedEnv):
             observations[group] = {"observation": observation}
             bounds = (torch.from_numpy(x[index]).expand(*shape, -1) for x in (low, high))
             actions[group] = Bounded(*bounds, shape=(*shape, index.shape[-1]), device=self.device)
-        self._set_specs(observations, actions, self._states.shape[-1])
+        self._set_specs(observations, actions, self._state_size)
 
     def _index(self, group: str) -> torch.Tensor:
         return self.get_buffer(f"_{group}_index")
@@ -141,35 +145,53 @@ class MaMujocoEnv(BatchedEnv):
             return
         from gymnasium.utils import seeding
 
-        # As `reset(seed=...)`, without a simulation step.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self._simulators), np.uint64)
+        # As `reset(seed=...)` of gymnasium, without a reset.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._steps), np.uint64)
         self.seeds = [int(one) for one in seeds]
-        for simulator, one in zip(self._simulators, self.seeds, strict=True):
-            simulator.np_random = seeding.np_random(one)[0]
+        self._random = [seeding.np_random(one)[0] for one in self.seeds]
 
     def _reset_where(self, mask: torch.Tensor) -> None:
-        for i in np.flatnonzero(mask.numpy(force=True)).tolist():
-            with self._named_errors(i):
-                self._states[i], _ = self._simulators[i].reset()
-                self._velocities[i] = self._simulators[i].data.qvel
-            self._steps[i] = 0
+        indices = np.flatnonzero(mask.numpy(force=True))
+        if not indices.size:
+            return
+        starts = [self._robot.initial(self._random[i]) for i in indices.tolist()]
+        qpos, qvel = (np.stack(values) for values in zip(*starts, strict=True))
+        try:
+            self._physics.reset(indices, qpos, qvel)
+        except SimulatorError as error:
+            raise self._named(error) from error.__cause__
+        self._write_rows(indices)
+        self._positions[indices] = self._robot.position(self._physics.fields)[indices]
+        self._steps[indices] = 0
+
+    def _write_rows(self, indices: np.ndarray | slice) -> None:
+        """Write the states and velocities of some robots."""
+        parts, start = self._robot.state(self._physics.fields), 0
+        for part in (*parts, self._physics.fields["qvel"]):
+            flat = part.reshape(len(part), -1)
+            self._rows[indices, start : start + flat.shape[1]] = flat[indices]
+            start += flat.shape[1]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._read_actions(tensordict)
-        reward = np.empty(len(self._simulators), dtype=np.float32)
-        terminated = np.empty(len(self._simulators), dtype=bool)
-        for i, simulator in enumerate(self._simulators):
-            with self._named_errors(i):
-                self._states[i], reward[i], terminated[i], _, _ = simulator.step(self._actions[i])
-                self._velocities[i] = simulator.data.qvel
+        robot, fields = self._robot, self._physics.fields
+        try:
+            self._physics.step(self._actions, robot.simulator.frame_skip)
+        except SimulatorError as error:
+            raise self._named(error) from error.__cause__
+        before, self._positions = self._positions, robot.position(fields)
+        velocity = (self._positions - before) / robot.simulator.dt
+        healthy = robot.healthy(fields)
+        reward = robot.reward(fields, self._actions, velocity, healthy).astype(np.float32)
+        self._write_rows(slice(None))
         self._steps += 1
-        arrays = (reward, terminated, self._steps >= self.max_steps)  # new ones at every step
+        arrays = (reward, ~healthy, self._steps >= self.max_steps)  # new ones at every step
         return self._result(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def _read_actions(self, tensordict: TensorDictBase) -> None:
         """Put the agents' actions in the robots' order, clamped to their bounds."""
         flat = [
-            tensordict.get((group, "action")).numpy(force=True).reshape(len(self._simulators), -1)
+            tensordict.get((group, "action")).numpy(force=True).reshape(len(self._steps), -1)
             for group in self.group_map
         ]
         self._actions[:, self._action_order] = np.concatenate(flat, 1)
@@ -181,18 +203,14 @@ class MaMujocoEnv(BatchedEnv):
             )
         np.clip(self._actions, self._low, self._high, out=self._actions)
 
-    @contextmanager
-    def _named_errors(self, i: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise RuntimeError(
-                f"{self.task}: environment {i} failed at step {self._steps[i]} of its episode: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    def _named(self, error: SimulatorError) -> RuntimeError:
+        i = error.index
+        return RuntimeError(
+            f"{self.task}: environment {i} failed at step {self._steps[i]} of its episode: {error}"
+        )
 
     def _observations(self) -> dict[str, Any]:
-        rows = torch.from_numpy(self._rows).to(self.device, torch.float32)  # a copy
+        rows = torch.from_numpy(self._rows).to(self.device)
         groups = {
             group: {
                 "observation": rows.index_select(1, self._index(group)).view(
@@ -201,36 +219,30 @@ class MaMujocoEnv(BatchedEnv):
             }
             for group, agents in self.group_map.items()
         }
-        return {**groups, "state": rows[:, : self._states.shape[-1]].clone()}
+        return {**groups, "state": rows[:, : self._state_size].clone()}
 
     def simulation_state(self) -> dict[str, Any]:
         """Robots and random number generators; see ``simulation_state``."""
-        cartesian = [np.concatenate([a.ravel() for a in _cartesian(s)]) for s in self._simulators]
         return {
             "rows": torch.from_numpy(self._rows.copy()),
             "steps": torch.from_numpy(self._steps.copy()),
-            "physics": torch.from_numpy(np.stack([_physics(s) for s in self._simulators])),
-            "positions": torch.from_numpy(np.stack(cartesian)),
-            "random": [json.dumps(s.np_random.bit_generator.state) for s in self._simulators],
+            "physics": torch.from_numpy(self._physics.state()),
+            "positions": torch.from_numpy(self._positions.copy()),
+            "random": [json.dumps(one.bit_generator.state) for one in self._random],
         }
 
     def load_simulation_state(self, state: Mapping[str, Any]) -> None:
         """Restore a simulation state; a ValueError for another robot or batch size."""
-        import mujoco
-
         check_shape(self.task, "rows", state["rows"], self._rows)
-        self._rows[:] = state["rows"].numpy(force=True)
-        self._steps[:] = state["steps"].numpy(force=True)
-        for i, simulator in enumerate(self._simulators):
-            physics = state["physics"][i].numpy(force=True)
-            kind = mujoco.mjtState.mjSTATE_INTEGRATION
-            mujoco.mj_setState(simulator.model, simulator.data, physics, kind)
-            start = 0
-            positions = state["positions"][i].numpy(force=True)
-            for array in _cartesian(simulator):
-                array[:] = positions[start : start + array.size].reshape(array.shape)
-                start += array.size
-            simulator.np_random.bit_generator.state = json.loads(state["random"][i])
+        for name, array in (
+            ("rows", self._rows),
+            ("steps", self._steps),
+            ("positions", self._positions),
+        ):
+            array[:] = state[name].numpy(force=True)
+        self._physics.load_state(state["physics"].numpy(force=True))
+        for generator, one in zip(self._random, state["random"], strict=True):
+            generator.bit_generator.state = json.loads(one)
 
     def render(self, env_index: int = 0, **kwargs: Any) -> np.ndarray:
         """Image of one robot, ``[480, 480, 3]``, uint8.
@@ -243,9 +255,12 @@ class MaMujocoEnv(BatchedEnv):
         """
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
-        simulator = self._simulators[env_index]
+        if env_index not in self._cameras:
+            self._cameras[env_index] = _make_simulator(TASKS[self.task][0])
+        simulator = self._cameras[env_index]
+        self._physics.copy_data(env_index, simulator.data)
         try:
-            if simulator.mujoco_renderer.viewer is not None:  # another simulator's may be current
+            if simulator.mujoco_renderer.viewer is not None:  # another camera's may be current
                 simulator.mujoco_renderer.viewer.make_context_current()
             return simulator.render()
         except Exception as error:
@@ -257,21 +272,13 @@ class MaMujocoEnv(BatchedEnv):
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the simulators and their renderers."""
-        for simulator in self._simulators:
+        for simulator in (self._robot.simulator, *self._cameras.values()):
             simulator.close()
         super().close(raise_if_closed=raise_if_closed)
 
 
-def _physics(simulator: Any) -> np.ndarray:
-    """MuJoCo's integration state: all that a step depends on."""
-    import mujoco
+def _make_simulator(kind: str) -> Any:
+    import gymnasium
 
-    kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    state = np.empty(mujoco.mj_stateSize(simulator.model, kind))
-    mujoco.mj_getState(simulator.model, simulator.data, state, kind)
-    return state
-
-
-def _cartesian(simulator: Any) -> list[np.ndarray]:
-    """Positions of bodies before the last substep, from which motion rewards are computed."""
-    return [simulator.data.xpos, simulator.data.xipos]
+    with quiet_compiler():
+        return gymnasium.make(f"{kind}-v5", render_mode="rgb_array").unwrapped
