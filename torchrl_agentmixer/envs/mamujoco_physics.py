@@ -66,6 +66,7 @@ class BatchPhysics:
         # Persistent: copies include contacts and their forces.
         self._batch = Batch(model, num_envs, num_threads, persistent=True)
         self._scratch = mujoco.MjData(model)
+        self._initial = self._batch.state[0].copy()
         self.fields = {name: self._batch.bind(name) for name in fields if name != "cfrc_ext"}
         self._contacts = self._batch.bind("ncon").reshape(num_envs)
         self._forces: np.ndarray | None = None
@@ -88,7 +89,7 @@ class BatchPhysics:
 
     def reset(self, indices: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         with self._named_errors():
-            self._batch.reset(indices, stage=self._mujoco.mjtStage.mjSTAGE_NONE.value)
+            self._batch.state[indices] = self._initial
             self.fields["qpos"][indices] = qpos
             self.fields["qvel"][indices] = qvel
             self._batch.forward(indices)
