@@ -233,12 +233,14 @@ class MaMujocoEnv(BatchedEnv):
 
     def load_simulation_state(self, state: Mapping[str, Any]) -> None:
         """Restore a simulation state; a ValueError for another robot or batch size."""
-        check_shape(self.task, "rows", state["rows"], self._rows)
-        for name, array in (
-            ("rows", self._rows),
-            ("steps", self._steps),
-            ("positions", self._positions),
-        ):
+        own: dict[str, np.ndarray] = {
+            "rows": self._rows,
+            "steps": self._steps,
+            "positions": self._positions,
+        }
+        for name, array in own.items():
+            check_shape(self.task, name, state[name], array)
+        for name, array in own.items():
             array[:] = state[name].numpy(force=True)
         self._physics.load_state(state["physics"].numpy(force=True))
         for generator, one in zip(self._random, state["random"], strict=True):

@@ -101,9 +101,8 @@ class BatchPhysics:
 
     def load_state(self, state: np.ndarray) -> None:
         self._batch.state[:] = state
-        # Positions of bodies, for rendering.
+        # Positions of bodies, for rendering; this does not change the state.
         self._batch.forward(stage=self._mujoco.mjtStage.mjSTAGE_POS.value)
-        self._batch.state[:] = state
 
     def copy_data(self, index: int, data: Any) -> None:
         self._batch.get_data(index, data)
