@@ -1,13 +1,15 @@
 """Environment steps per second of MA-MuJoCo, compared with gymnasium-robotics.
 
     OMP_NUM_THREADS=1 python benchmarks/mamujoco.py
-    OMP_NUM_THREADS=1 python benchmarks/mamujoco.py --num-envs 32 --workers 2 --tasks ant_4x2
+    OMP_NUM_THREADS=1 python benchmarks/mamujoco.py --num-envs 32 --threads 2 --workers 2
 
 Both use random actions that are drawn beforehand, and automatic resets. Gymnasium-robotics steps
-one environment at a time. This package steps a batch of environments in this process by
-``step_and_maybe_reset``, and with ``--workers`` one batch per process by TorchRL's
-``MultiSyncCollector``, with all processes and with one. Rounds alternate between the sides, and
-each figure is the median of its rounds.
+one environment at a time. This package steps a batch of environments by ``step_and_maybe_reset``.
+These rates are steps per CPU second, which other processes disturb less. ``--threads`` compares
+batches of the largest size whose simulators have one thread and several, and ``--workers`` one
+process and several of TorchRL's ``MultiSyncCollector``, each with such a batch; in steps per
+second of wall time. Rounds alternate between the sides, and each figure is the median of its
+rounds. The ratio of two sides is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -46,25 +48,30 @@ def reference(task: str):
         )
 
 
+Clock = Callable[[], float]
+
+
 def play_reference(env, steps: int) -> float:
+    """Steps per CPU second."""
     actions = [{a: env.action_space(a).sample() for a in env.possible_agents} for _ in range(steps)]
     env.reset()
-    start = time.perf_counter()
+    start = time.process_time()
     for action in actions:
         _, _, terminated, truncated, _ = env.step(action)
         if any(terminated.values()) or any(truncated.values()):
             env.reset()
-    return steps / (time.perf_counter() - start)
+    return steps / (time.process_time() - start)
 
 
-def play(env: EnvBase, steps: int) -> float:
+def play(env: EnvBase, steps: int, clock: Clock) -> float:
+    """Steps per second of a clock."""
     batches = max(1, steps // env.batch_size.numel())
     actions = [env.full_action_spec.rand() for _ in range(batches)]
     data = env.reset()
-    start = time.perf_counter()
+    start = clock()
     for action in actions:
         _, data = env.step_and_maybe_reset(data.update(action))
-    return batches * env.batch_size.numel() / (time.perf_counter() - start)
+    return batches * env.batch_size.numel() / (clock() - start)
 
 
 def collect(batches: Iterator[TensorDictBase]) -> float:
@@ -76,32 +83,39 @@ def collect(batches: Iterator[TensorDictBase]) -> float:
 def measure(task: str, arguments) -> dict[str, str]:
     """Median rates and their ratios."""
     name = f"mamujoco/{task}"
-    steps = arguments.steps
+    steps, num_envs = arguments.steps, max(arguments.num_envs)
     sides: dict[str, Callable[[], float]] = {"raw": partial(play_reference, reference(task), steps)}
+    ratios: dict[str, tuple[str, str]] = {}  # side, what it is compared with, and the column
     for n in arguments.num_envs:
-        sides[f"{n} envs"] = partial(play, make_env(name, num_envs=n, seed=0), steps)
-    collectors = {}
+        env = make_env(name, num_envs=n, seed=0)
+        sides[f"{n} envs"] = partial(play, env, steps, time.process_time)
+        ratios[f"{n} envs"] = ("raw", f"{n} envs / raw")
+    if arguments.threads > 1:
+        for count in (1, arguments.threads):
+            env = make_env(name, num_envs=num_envs, num_threads=count, seed=0)
+            sides[f"{count} threads"] = partial(play, env, steps, time.perf_counter)
+        ratios[f"{count} threads"] = ("1 threads", f"{count} / 1 threads")
+    collectors = []
     if arguments.workers > 1:
-        num_envs = max(arguments.num_envs)
         frames = max(1, steps // num_envs) * num_envs
         make = partial(make_env, name, num_envs=num_envs)
         for count in (1, arguments.workers):
-            collectors[count] = MultiSyncCollector(
+            collector = MultiSyncCollector(
                 [make] * count, None, frames_per_batch=frames * count, total_frames=-1
             )
-            sides[f"{count} workers"] = partial(collect, iter(collectors[count]))
+            collectors.append(collector)
+            sides[f"{count} workers"] = partial(collect, iter(collector))
+        ratios[f"{count} workers"] = ("1 workers", f"{count} / 1 workers")
     rates = alternate(sides, arguments.rounds)
-    for collector in collectors.values():
+    for collector in collectors:
         collector.shutdown()
-    medians = {side: statistics.median(values) for side, values in rates.items()}
     row = {"task": task}
-    for side, median in medians.items():
-        row[side] = f"{median:,.0f}"
-        if "envs" in side:
-            row[f"{side} / raw"] = f"{median / medians['raw']:.2f}"
-    if collectors:
-        ratio = medians[f"{arguments.workers} workers"] / medians["1 workers"]
-        row[f"{arguments.workers} / 1 workers"] = f"{ratio:.2f}"
+    for side, values in rates.items():
+        row[side] = f"{statistics.median(values):,.0f}"
+        if side in ratios:
+            other, column = ratios[side]
+            pairs = zip(values, rates[other], strict=True)
+            row[column] = f"{statistics.median(a / b for a, b in pairs):.2f}"
     return row
 
 
@@ -112,10 +126,11 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--steps", type=int, default=4000, help="of one environment or worker")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of a batch, compared with one")
     parser.add_argument("--workers", type=int, default=1, help="processes, compared with one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print_machine("environment steps per second")
+    print_machine("environment steps per second, of CPU time up to the threads and workers")
     for i, task in enumerate(arguments.tasks):
         print_rows([measure(task, arguments)], header=i == 0)
 

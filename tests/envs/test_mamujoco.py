@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from ctypes.util import find_library
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,42 +11,19 @@ import torch
 
 pytest.importorskip("gymnasium_robotics")
 
-import mujoco
 from gymnasium_robotics import mamujoco_v1
 from tensordict import TensorDictBase
 from torchrl.envs import ParallelEnv, TransformedEnv, VecNormV2
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_agentmixer.envs import (
-    MaMujocoEnv,
-    available_envs,
-    make_env,
-    mamujoco_observations,
-    mamujoco_physics,
-)
+from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env, mamujoco_observations
 from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
-from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 from torchrl_agentmixer.groups import agent_groups
 
 # Steps of each comparison; episodes have at most 1000.
 STEPS = int(os.environ.get("MAMUJOCO_STEPS", "100"))
 N = 2
 every_task = pytest.mark.parametrize("task", list(TASKS))
-needs_batch = pytest.mark.skipif(find_spec("mujoco.batch") is None, reason="MuJoCo before 3.17")
-
-
-@pytest.fixture
-def loop(monkeypatch):
-    """Make environments as with a MuJoCo that lacks ``mujoco.batch``."""
-
-    def make(task: str, **options) -> MaMujocoEnv:
-        with monkeypatch.context() as patch:
-            patch.setattr(mamujoco_physics, "find_spec", lambda name: None)
-            env = MaMujocoEnv(task, **options)
-        assert isinstance(env._physics, mamujoco_physics.LoopPhysics)
-        return env
-
-    return make
 
 
 def reference(task: str, obsk: int = 0, categories: tuple[str, ...] = ()):
@@ -246,108 +221,6 @@ def test_termination_at_the_time_limit_is_not_truncation():
     assert (last["terminated"].item(), last["truncated"].item()) == (False, True)
 
 
-@pytest.mark.parametrize("call", ["mj_step", "mj_forward"])
-def test_errors_of_the_loop_name_environment_and_step(call, loop, monkeypatch):
-    env = loop("hopper_3x1", num_envs=3, seed=0)
-    data = env.rollout(2)["next"][:, -1].select("agents", "state")
-    failing = env._physics._data[2]
-
-    def fail(model, simulator, **options):
-        if simulator is failing:
-            raise ArithmeticError("singular")
-
-    monkeypatch.setattr(mujoco, call, fail)
-    message = "hopper_3x1: environment 2 failed at step 2 .*ArithmeticError: singular"
-    with pytest.raises(RuntimeError, match=message) as caught:
-        env.step(data.update(env.full_action_spec.rand())) if call == "mj_step" else env.reset()
-    assert isinstance(caught.value.__cause__, ArithmeticError)
-
-
-@needs_batch
-@pytest.mark.parametrize("call", ["step", "forward"])
-def test_errors_of_the_batch_name_environment_and_step(call, monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=0)
-    data = env.rollout(2)["next"][:, -1].select("agents", "state")
-    batch = env._physics._batch
-
-    def fail(*args, **options):
-        raise mujoco.batch.SimulationError(np.array([2]), "singular")
-
-    monkeypatch.setattr(batch, call, fail)
-    monkeypatch.setattr(batch, "error", "singular in simulation {}".format)
-    message = "hopper_3x1: environment 2 failed at step 2 .*singular in simulation 2"
-    with pytest.raises(RuntimeError, match=message) as caught:
-        env.step(data.update(env.full_action_spec.rand())) if call == "step" else env.reset()
-    assert isinstance(caught.value.__cause__, mujoco.batch.SimulationError)
-
-
-def assert_equal_runs(envs: list[MaMujocoEnv], steps: int) -> None:
-    """Observations, rewards, ends and simulation states are bit-equal, also after resets."""
-    data = [env.reset() for env in envs]
-    for _ in range(steps):
-        action = envs[0].full_action_spec.rand()
-        pairs = [e.step_and_maybe_reset(d.update(action)) for e, d in zip(envs, data, strict=True)]
-        data = [after for _, after in pairs]
-        for stepped, after in pairs[1:]:
-            assert (stepped["next"] == pairs[0][0]["next"]).all()
-            assert (after == data[0]).all()
-    first = simulation_state(envs[0])
-    for state in map(simulation_state, envs[1:]):
-        assert state["random"] == first["random"]
-        for key in ("rows", "steps", "physics", "positions"):
-            assert torch.equal(state[key], first[key])
-
-
-@needs_batch
-@every_task
-def test_threads_and_the_loop_are_equal(task, loop):
-    """Any number of threads, and the loop for MuJoCo without ``mujoco.batch``."""
-    torch.manual_seed(0)
-    options = {"num_envs": 5, "seed": 1, "max_steps": 40}
-    envs = [make_env(f"mamujoco/{task}", num_threads=n, **options) for n in (1, 2, 9)]
-    assert_equal_runs([*envs, loop(task, **options)], STEPS)
-
-
-@needs_batch
-@pytest.mark.parametrize("task", ["ant_4x2", "half_cheetah_6x1", "humanoid_9_8"])
-def test_resume_in_the_other_kind(task, loop):
-    """A simulation state of a batch resumes in the loop, and the reverse."""
-    torch.manual_seed(0)
-    batch = make_env(f"mamujoco/{task}", num_envs=3, seed=1)
-    other = loop(task, num_envs=3, seed=2)
-    for source, target in ((batch, other), (other, batch)):
-        data = source.rollout(30, break_when_any_done=False)["next"][:, -1]
-        assert load_simulation_state(target, simulation_state(source))
-        partial_reset = data.select("agents", "upper_body", "lower_body", "state", strict=False)
-        partial_reset["_reset"] = torch.tensor([[False], [True], [False]])
-        data = [env.reset(partial_reset.clone()) for env in (source, target)]
-        assert (data[0] == data[1]).all()
-        for _ in range(30):
-            action = source.full_action_spec.rand()
-            envs = zip((source, target), data, strict=True)
-            data = [env.step_and_maybe_reset(d.update(action))[1] for env, d in envs]
-            assert (data[0] == data[1]).all()
-
-
-@needs_batch
-@pytest.mark.parametrize("task", ["ant_4x2", "half_cheetah_6x1", "humanoid_9_8"])
-def test_unstable_simulations_are_equal(task, loop):
-    """MuJoCo resets a simulation whose velocities are too large."""
-    options = {"num_envs": 3, "seed": 1}
-    envs = [make_env(f"mamujoco/{task}", num_threads=2, **options), loop(task, **options)]
-    action = envs[0].full_action_spec.rand()
-    with quiet_compiler():
-        after = []
-        for env in envs:
-            data = env.reset()
-            model = env._robot.simulator.model
-            qpos = env._robot.simulator.init_qpos
-            env._physics.reset(np.array([1]), qpos, np.full(model.nv, 1e9))
-            after.append(env.step(data.update(action))["next"])
-    assert torch.isfinite(after[0]["state"]).all()
-    assert (after[0] == after[1]).all()
-
-
 def test_seeds_of_a_batch():
     """Every reset continues each simulator's random numbers."""
     env = make_env("mamujoco/hopper_3x1", num_envs=3, seed=5)
@@ -388,45 +261,6 @@ def test_worker_processes():
     assert played["agents", "observation"].shape == (2, 3, 10, 3, 5)
     assert not torch.equal(played["state"][0], played["state"][1])
     assert torch.isfinite(played["next", "reward"]).all()
-
-
-@pytest.mark.skipif(
-    not (find_library("EGL") or find_library("OSMesa")),
-    reason="MuJoCo draws with EGL or OSMesa, and this machine has neither",
-)
-def test_rendering_one_robot_does_not_change_another():
-    tasks = ("ant_4x2", "hopper_3x1")
-    env, other = (make_env(f"mamujoco/{task}", num_envs=2, seed=0) for task in tasks)
-    env.reset()
-    other.reset()
-    before = env.render()
-    assert before.shape == (480, 480, 3)
-    other.render()
-    np.testing.assert_array_equal(env.render(), before)
-    assert (env.render(1) != before).any()
-    np.testing.assert_array_equal(env.render(), before)
-    env.close()
-    other.close()
-
-
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # of a partly built one
-def test_render_without_opengl(monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", seed=0)
-    env.reset()
-    monkeypatch.setenv("MUJOCO_GL", "none")
-    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=none.*libegl1\).*libosmesa6"):
-        env.render()
-
-
-def test_close_closes_the_renderer(monkeypatch):
-    env = make_env("mamujoco/hopper_3x1", num_envs=2)
-    closed = []
-    monkeypatch.setattr(env._robot.simulator, "close", partial(closed.append, 0))
-    env.close()
-    assert closed == [0]
-    assert env.is_closed
 
 
 def test_building_writes_no_log_file(tmp_path, monkeypatch, capfd):

@@ -98,17 +98,15 @@ class MaMujocoEnv(BatchedEnv):
             global_categories=global_categories,
             agent_one_hot=agent_one_hot,
         )
-        import gymnasium
-
         super().__init__(num_envs, device)
         self.task = task
         self.max_steps = max_steps
         self.group_map = {name: group.agents for name, group in groups.items()}
         self.n_agents = sum(len(group.agents) for group in groups.values())
         kind = TASKS[task][0]
-        with quiet_compiler():
-            robot: Any = gymnasium.make(f"{kind}-v5", render_mode="rgb_array").unwrapped
+        robot = _make_simulator(kind)
         self._robot = ROBOTS[kind](robot)
+        self._cameras: dict[int, Any] = {}  # simulators of the environments that were rendered
         threads = min(num_threads, num_envs)
         self._physics = make_physics(robot.model, num_envs, threads, self._robot.fields)
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -235,12 +233,14 @@ class MaMujocoEnv(BatchedEnv):
 
     def load_simulation_state(self, state: Mapping[str, Any]) -> None:
         """Restore a simulation state; a ValueError for another robot or batch size."""
-        check_shape(self.task, "rows", state["rows"], self._rows)
-        for name, array in (
-            ("rows", self._rows),
-            ("steps", self._steps),
-            ("positions", self._positions),
-        ):
+        own: dict[str, np.ndarray] = {
+            "rows": self._rows,
+            "steps": self._steps,
+            "positions": self._positions,
+        }
+        for name, array in own.items():
+            check_shape(self.task, name, state[name], array)
+        for name, array in own.items():
             array[:] = state[name].numpy(force=True)
         self._physics.load_state(state["physics"].numpy(force=True))
         for generator, one in zip(self._random, state["random"], strict=True):
@@ -257,10 +257,12 @@ class MaMujocoEnv(BatchedEnv):
         """
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
-        simulator = self._robot.simulator
+        if env_index not in self._cameras:
+            self._cameras[env_index] = _make_simulator(TASKS[self.task][0])
+        simulator = self._cameras[env_index]
         self._physics.copy_data(env_index, simulator.data)
         try:
-            if simulator.mujoco_renderer.viewer is not None:  # another batch's may be current
+            if simulator.mujoco_renderer.viewer is not None:  # another camera's may be current
                 simulator.mujoco_renderer.viewer.make_context_current()
             return simulator.render()
         except Exception as error:
@@ -271,6 +273,14 @@ class MaMujocoEnv(BatchedEnv):
             ) from error
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close the renderer."""
-        self._robot.simulator.close()
+        """Close the simulators and their renderers."""
+        for simulator in (self._robot.simulator, *self._cameras.values()):
+            simulator.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _make_simulator(kind: str) -> Any:
+    import gymnasium
+
+    with quiet_compiler():
+        return gymnasium.make(f"{kind}-v5", render_mode="rgb_array").unwrapped

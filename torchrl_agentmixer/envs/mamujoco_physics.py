@@ -66,10 +66,11 @@ class BatchPhysics:
         # Persistent: copies include contacts and their forces.
         self._batch = Batch(model, num_envs, num_threads, persistent=True)
         self._scratch = mujoco.MjData(model)
+        self._initial = self._batch.state[0].copy()
         self.fields = {name: self._batch.bind(name) for name in fields if name != "cfrc_ext"}
-        self._contacts = self._forces = None
+        self._contacts = self._batch.bind("ncon").reshape(num_envs)
+        self._forces: np.ndarray | None = None
         if "cfrc_ext" in fields:
-            self._contacts = self._batch.bind("ncon").reshape(num_envs)
             self._forces = np.zeros((num_envs, *self._scratch.cfrc_ext.shape))
             self.fields["cfrc_ext"] = self._forces
 
@@ -88,7 +89,7 @@ class BatchPhysics:
 
     def reset(self, indices: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
         with self._named_errors():
-            self._batch.reset(indices, stage=self._mujoco.mjtStage.mjSTAGE_NONE.value)
+            self._batch.state[indices] = self._initial
             self.fields["qpos"][indices] = qpos
             self.fields["qvel"][indices] = qvel
             self._batch.forward(indices)
@@ -100,9 +101,8 @@ class BatchPhysics:
 
     def load_state(self, state: np.ndarray) -> None:
         self._batch.state[:] = state
-        # Positions of bodies, for rendering.
+        # Positions of bodies, for rendering; this does not change the state.
         self._batch.forward(stage=self._mujoco.mjtStage.mjSTAGE_POS.value)
-        self._batch.state[:] = state
 
     def copy_data(self, index: int, data: Any) -> None:
         self._batch.get_data(index, data)

@@ -129,9 +129,7 @@ class Humanoid(Robot):
 
     def position(self, fields: Fields) -> np.ndarray:
         masses = self.simulator.model.body_mass
-        # One robot at a time, so that the order of the sum is gymnasium's.
-        sums = [np.einsum("b,bj->j", masses, points)[0] for points in fields["xipos"]]
-        return np.array(sums) / masses.sum()
+        return np.einsum("b,nbj->nj", masses, fields["xipos"])[:, 0] / masses.sum()
 
     def healthy(self, fields: Fields) -> np.ndarray:
         low, high = self.simulator._healthy_z_range
