@@ -14,7 +14,7 @@ from torchrl_agentmixer.envs import RecallEnv, with_memory
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
 from torchrl_agentmixer.modules import GaussianActor
 from torchrl_agentmixer.policies import Sampled, actor_module, mode_policy, product_policy
-from torchrl_agentmixer.policies.product import freeze_scales
+from torchrl_agentmixer.policies.agent_mixer import freeze_scales
 
 from .groups_env import AGENTS, STATE, GroupsEnv, both_kinds, scouts, scramble, two_discrete
 

@@ -30,10 +30,10 @@ _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
 
 @dataclass(kw_only=True)
 class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
-    """Hyperparameters of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_) for
-    discrete actions.
+    """Hyperparameters of AgentMixer for discrete actions.
 
-    The defaults are those of the published results (``docs/joint_policy.md``). Options of the
+    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_. The
+    defaults are those of the published results (``docs/joint_policy.md``). Options of the
     Policy Modifier and schedules of the joint policy are described in
     :class:`~torchrl_agentmixer.modules.DiscreteModifierOptions` and
     :class:`~torchrl_agentmixer.modules.IGCSchedules`.
@@ -61,10 +61,10 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
 @dataclass(kw_only=True)
 class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
-    """Hyperparameters of AgentMixer (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_) for
-    continuous actions.
+    """Hyperparameters of AgentMixer for continuous actions.
 
-    Options of the Policy Modifier are described in
+    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_. Options of the
+    Policy Modifier are described in
     :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions`.
 
     Args:

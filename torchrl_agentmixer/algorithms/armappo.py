@@ -17,8 +17,9 @@ from torchrl_agentmixer.policies import AutoregressivePolicy, Greedy
 
 
 class ARMAPPO(PPOAlgorithm):
-    r"""MAPPO with an autoregressive joint policy
-    (`arXiv 2206.07505 <https://arxiv.org/abs/2206.07505>`_).
+    r"""MAPPO with an autoregressive joint policy.
+
+    The factorization of `arXiv 2206.07505 <https://arxiv.org/abs/2206.07505>`_,
 
     .. math:: \pi(a \mid o) = \prod_{i=1}^n \pi_i(a_i \mid o_i, a_1, \ldots, a_{i-1})
 
@@ -35,7 +36,7 @@ class ARMAPPO(PPOAlgorithm):
     per state, from the policy at collection. The gradient omits the effect of earlier agents'
     actions on the entropies of later agents.
 
-    The factorization is the paper's. This package fixes the order and appends earlier actions
+    Only the factorization is the paper's. This package fixes the order and appends earlier actions
     (one-hot if discrete) to the actors' inputs.
 
     Args:

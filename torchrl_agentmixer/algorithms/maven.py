@@ -156,9 +156,8 @@ class MAVEN(Algorithm):
 
         Returns:
             dict: means over gradient steps of TD and discriminator losses, mutual information
-                (nats;
-            at most ``log(num_latents)``) and gradient norm; loss, entropy and number of episodes of
-            the hierarchical policy; epsilon of the batch.
+            (nats; at most ``log(num_latents)``) and gradient norm; loss, entropy and number of
+            episodes of the hierarchical policy; epsilon of the batch.
 
         Raises:
             ValueError: if the number of environments changes.

@@ -81,8 +81,7 @@ class PPOAlgorithm(Algorithm):
 
         Returns:
             dict: means over gradient steps of losses, entropy, KL, clip fraction, ratio and
-                gradient
-            norm, and the metrics of :meth:`diagnose`.
+            gradient norm, and the metrics of :meth:`diagnose`.
         """
         batch = batch.detach()
         with torch.no_grad():

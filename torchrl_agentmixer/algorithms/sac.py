@@ -23,8 +23,9 @@ from torchrl_agentmixer.policies import AgentMixerPolicy, consistency_metrics
 
 @dataclass(kw_only=True)
 class AgentMixerSACConfig(ContinuousModifierOptions):
-    """Hyperparameters of AgentMixer with SAC (`arXiv 1812.05905
-    <https://arxiv.org/abs/1812.05905>`_).
+    """Hyperparameters of AgentMixer with SAC.
+
+    SAC with a learned alpha (`arXiv 1812.05905 <https://arxiv.org/abs/1812.05905>`_).
 
     Options of the Policy Modifier are described in
     :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions`; its scale is before squashing.

@@ -141,10 +141,6 @@ class GroupedMixture(_Grouped):
         super().__init__(mixture.batch_shape, validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return False
-
-    @property
     def mode(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         """Each group's part of the mixture's mode."""
         return self._split(self.mixture.mode)

@@ -15,7 +15,7 @@ from tensordict.nn import (
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import IGCCoefficients, PolicyModifier
+from torchrl_agentmixer.modules import GaussianActor, IGCCoefficients, PolicyModifier
 from torchrl_agentmixer.policies.joint_distribution import (
     check_parts,
     make_coefficients,
@@ -24,7 +24,6 @@ from torchrl_agentmixer.policies.joint_distribution import (
 from torchrl_agentmixer.policies.product import (
     ContinuousDistribution,
     actor_module,
-    freeze_scales,
     mode_policy,
     product_policy,
 )
@@ -248,6 +247,14 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         if deterministic:
             return mode_policy(self.groups, self.actors, self.distribution)
         return product_policy(self.groups, self.actors, self.distribution, joint=self.joint)
+
+
+def freeze_scales(actors: Sequence[TensorDictModuleBase]) -> None:
+    """Exclude the scales of Gaussian actors from training; the joint scale replaces them."""
+    for actor in actors:
+        for module in actor.modules():
+            if isinstance(module, GaussianActor):
+                module.scale_param.requires_grad_(False)
 
 
 def _without_action_selection(

@@ -280,14 +280,6 @@ def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> di
     return bounds
 
 
-def freeze_scales(actors: Sequence[TensorDictModuleBase]) -> None:
-    """Exclude the scales of Gaussian actors from training; the joint scale replaces them."""
-    for actor in actors:
-        for module in actor.modules():
-            if isinstance(module, GaussianActor):
-                module.scale_param.requires_grad_(False)
-
-
 def probabilistic_module(
     groups: Sequence[AgentGroup],
     in_keys: dict[str, NestedKey],
