@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from test_checkpointing import RUNS, Stopped, assert_equal_runs, run, stop_at
 
-from torchrl_agentmixer.training import ProgressBar, RunCheckpoints, record_gif
+from torchrl_agentmixer.envs import BridgeCrossingEnv
+from torchrl_agentmixer.training import ProgressBar, RunCheckpoints
 
 
 def names(path):
@@ -42,11 +43,13 @@ def test_videos_do_not_change_training_and_resume(tmp_path, kind, monkeypatch):
 
 
 def test_random_numbers_are_restored_after_drawing(tmp_path, monkeypatch):
+    render = BridgeCrossingEnv.render
+
     def drawing(*args, **kwargs):
         random.random(), np.random.rand(), torch.rand(1)
-        return record_gif(*args, **kwargs)
+        return render(*args, **kwargs)
 
-    monkeypatch.setattr("torchrl_agentmixer.training.loop.record_gif", drawing)
+    monkeypatch.setattr(BridgeCrossingEnv, "render", drawing)
     states = []
     for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
         random.seed(0), np.random.seed(0)

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from torchrl_agentmixer.envs import with_memory
+from torchrl_agentmixer.training.randomness import preserved_random_state
 
 PolicyCallable = Callable[[TensorDictBase], TensorDictBase]
 
@@ -66,7 +67,8 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode in each environment of a batch, until all have ended.
 
-    The global random generator is restored afterwards: evaluation does not change training.
+    The global generators of torch, numpy and Python are seeded, and restored afterwards:
+    evaluation does not change training.
 
     Args:
         policy (callable): acts on the environment's tensordict, such as
@@ -75,7 +77,7 @@ def evaluate(
 
     Keyword Args:
         max_steps (int): time limit; an unfinished episode counts up to there.
-        seed (int): seed of the environment and the generator; the same seed gives the same
+        seed (int): seed of the environment and the generators; the same seed gives the same
             episodes.
         deterministic (bool): act by the mode of a stochastic policy, or sample it.
 
@@ -112,11 +114,11 @@ def evaluate(
 
 @contextmanager
 def _episode(env: EnvBase, seed: int, deterministic: bool) -> Iterator[TensorDictBase]:
-    """First data of a seeded episode; the global generator is restored afterwards."""
+    """First data of a seeded episode; the global generators are restored afterwards."""
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    with torch.random.fork_rng(), torch.no_grad(), set_exploration_type(exploration):
+    with preserved_random_state(seed), torch.no_grad(), set_exploration_type(exploration):
         env.set_seed(seed)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # `set_seed` may have drawn random numbers
         yield env.reset()
 
 
@@ -142,7 +144,7 @@ def record_gif(
 
     Keyword Args:
         max_steps (int): time limit of the episode.
-        seed (int): seed of the environment and the generator.
+        seed (int): seed of the environment and the generators, which are restored afterwards.
         frames_per_second (int): speed.
 
     Raises:

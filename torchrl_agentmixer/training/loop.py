@@ -17,17 +17,13 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.base import Algorithm
-from torchrl_agentmixer.training.checkpointing import (
-    RunCheckpoints,
-    load_random_state,
-    random_state,
-    state_of_rank,
-)
+from torchrl_agentmixer.training.checkpointing import RunCheckpoints, state_of_rank
 from torchrl_agentmixer.training.collection import Collection
 from torchrl_agentmixer.training.evaluation import record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
 from torchrl_agentmixer.training.protocol import LoopConfig, Row
+from torchrl_agentmixer.training.randomness import load_random_state, random_state
 from torchrl_agentmixer.training.run_directory import RunDirectory
 from torchrl_agentmixer.training.signals import (
     Interrupted,
@@ -213,7 +209,7 @@ class _Loop:
         self.on_metrics(row)
 
     def record_video(self) -> None:
-        """Record an evaluation episode if it is time; random numbers stay as they were."""
+        """Record an evaluation episode if it is time."""
         interval, frames = self.config.video_interval, self.position.frames
         if interval is None or frames < self.position.next_video or distributed.rank():
             return
@@ -221,9 +217,7 @@ class _Loop:
         path = self.run.path / "videos" / f"{frames:012d}.gif"
         path.parent.mkdir(exist_ok=True)
         options = {"max_steps": self.config.eval_steps, "seed": self.config.eval_seed}
-        state = random_state()
         record_gif(self.algorithm.execution_policy, self.eval_env, path, **options)
-        load_random_state(state)
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint if ``checkpoint_interval`` is set."""
