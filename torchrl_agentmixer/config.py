@@ -88,7 +88,7 @@ class ExperimentConfig:
     device: str = "cpu"
     collector: CollectorConfig = field(default_factory=CollectorConfig)
     normalize_observations: bool = False
-    num_threads: int = 2
+    num_threads: int = 1
     checkpoint_interval: int | Literal["eval_interval"] | None = "eval_interval"
     keep_checkpoints: int = LoopConfig.keep_checkpoints
     max_time: float | None = LoopConfig.max_time

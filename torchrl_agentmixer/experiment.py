@@ -87,7 +87,7 @@ class _Output:
         first = distributed.rank() == 0
         loggers = config.logger if first else None
         self.loggers = MetricLoggers(loggers, folder, options=config.logger_options)
-        self.bar = ProgressBar(config.env.total_frames)
+        self.bar = ProgressBar(config.env.total_frames, name=str(folder))
         self.directory = RunDirectory(folder, resume=resume, writes=first)
 
     def save_config(self, values: dict[str, Any], changed: Sequence[str]) -> None:
