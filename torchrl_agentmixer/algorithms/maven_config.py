@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torchrl_agentmixer.algorithms.base import check_at_least_one
+from torchrl_agentmixer._fields import check_fields
+from torchrl_agentmixer.algorithms.ranges import RANGES
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
@@ -42,6 +43,7 @@ class MAVENConfig:
         input_norm: LayerNorm on the inputs of utilities, discriminator and hierarchical policy.
 
     Raises:
+        TypeError: for a value of another type; the message names the field.
         ValueError: for a value out of its range.
     """
 
@@ -68,18 +70,6 @@ class MAVENConfig:
     input_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("actor_hidden", "discriminator_hidden", "latent_hidden"):
-            setattr(self, name, tuple(getattr(self, name)))
+        check_fields(self, RANGES)
         if isinstance(self.epsilon, Mapping):
             self.epsilon = as_schedule(self.epsilon)
-        ends = as_schedule(self.epsilon)
-        if not (0 <= ends.start <= 1 and 0 <= ends.end <= 1):
-            raise ValueError(f"MAVENConfig: expected `epsilon` in [0, 1], got {self.epsilon}.")
-        check_at_least_one(
-            self, ("epochs", "num_minibatches", "num_latents", "replay_size", "mixer_dim")
-        )
-        for name in ("temperature", "target_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"MAVENConfig: expected `{name}` > 0, got {getattr(self, name)}.")
-        if self.target_rate > 1:
-            raise ValueError(f"MAVENConfig: expected `target_rate` <= 1, got {self.target_rate}.")
