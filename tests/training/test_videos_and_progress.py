@@ -92,16 +92,16 @@ def test_without_a_terminal_a_line_at_every_evaluation(capsys, monkeypatch):
         bar.update({"frames": frames, "return": 1.25, "eval_return": evaluated})
     bar.log("resumed")
     bar.close()
-    assert file.getvalue() == ""
     # 200,000 frames since the start in 100 s; 600,000 left.
     line = "400,000 of 1,000,000 frames (40%), return 1.25, eval_return 4.5, 2,000 frames/s"
-    assert capsys.readouterr().out == f"runs/a: {line}, 0:05:00 left\nresumed\n"
+    assert file.getvalue() == f"runs/a: {line}, 0:05:00 left\n"
+    assert capsys.readouterr().out == "resumed\n"
 
 
 def test_a_line_is_written_at_once_to_a_pipe(monkeypatch):
     pipe = io.TextIOWrapper(raw := io.BytesIO(), write_through=False)
-    monkeypatch.setattr("sys.stdout", pipe)
-    bar = ProgressBar(10, file=io.StringIO())
+    monkeypatch.setattr("sys.stderr", pipe)
+    bar = ProgressBar(10)
     bar.start(0)
     bar.update({"frames": 5, "eval_return": 1.0})
     assert raw.getvalue().startswith(b"5 of 10 frames (50%)")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from torchrl_agentmixer.envs import with_memory
@@ -126,6 +127,34 @@ def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:
     return with_memory(env, policy) if isinstance(policy, nn.Module) else env
 
 
+def require_pillow() -> None:
+    """Raise an ImportError with the command that installs Pillow, if it is missing."""
+    if find_spec("PIL") is None:
+        raise ImportError('animations need Pillow: pip install "torchrl_agentmixer[plots]"')
+
+
+def can_render(env: EnvBase) -> bool:
+    """Whether an environment has a method ``render``.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> can_render(make_env("matrix/climbing"))
+        True
+    """
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return callable(getattr(env, "render", None))
+
+
+def check_videos(video_interval: int | None, env: EnvBase) -> None:
+    """Raise a ``ValueError`` for ``video_interval`` and an environment without ``render``."""
+    if video_interval is not None and not can_render(env):
+        raise ValueError(
+            f"expected an environment with `render` for `video_interval` {video_interval}, got "
+            f"{type(env).__name__}. Leave `video_interval` out."
+        )
+
+
 def record_gif(
     policy: PolicyCallable,
     env: EnvBase,
@@ -150,12 +179,9 @@ def record_gif(
     Raises:
         ImportError: without Pillow, with the command that installs it.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            'record_gif needs Pillow: pip install "torchrl_agentmixer[plots]"'
-        ) from error
+    require_pillow()
+    from PIL import Image
+
     env = _with_memory(env, policy)
     with _episode(env, seed, deterministic=True) as data:
         images = [env.render()]

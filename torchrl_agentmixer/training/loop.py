@@ -19,7 +19,7 @@ from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.training.checkpointing import RunCheckpoints, state_of_rank
 from torchrl_agentmixer.training.collection import Collection
-from torchrl_agentmixer.training.evaluation import record_gif
+from torchrl_agentmixer.training.evaluation import check_videos, record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
 from torchrl_agentmixer.training.protocol import LoopConfig, Row
@@ -70,7 +70,8 @@ def train(
         on_message (callable, optional): called with messages; a warning by default.
 
     Raises:
-        ValueError: for ``frames_per_batch`` that the environments do not divide.
+        ValueError: for ``frames_per_batch`` that the environments do not divide, or videos of an
+            environment without ``render``.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
         RuntimeError: when a worker process dies.
         Interrupted: after SIGTERM or SIGINT.
@@ -82,6 +83,7 @@ def train(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
+    check_videos(config.video_interval, eval_env)
     collection = make_collection(env, algorithm.policy, config.frames_per_batch // ranks, workers)
     ignore: Callable[[Any], None] = lambda value: None  # noqa: E731
     hooks = on_start or ignore, on_metrics or ignore, on_message or warnings.warn
@@ -119,6 +121,7 @@ class _Loop:
         path = self.run.path / "checkpoints"
         self.checkpoints = RunCheckpoints(path, keep=self.config.keep_checkpoints)
         self.position = _Position()
+        self.finished = False
         self.seconds: dict[str, float] = {}
         self.eval_processes = worker_processes(self.eval_env)
 
@@ -162,12 +165,16 @@ class _Loop:
         else:
             distributed.broadcast_parameters(self.algorithm.state_dict())
             self.collection.update_parameters()
+        path = self.run.path / "algorithm.pt"  # marks a complete run
+        self.finished = self.complete and distributed.from_first(path.exists)
+        if self.finished:
+            self.log("complete, nothing changes. To train longer: docs/checkpoints.md.")
+            return
         self.on_start(self.position.frames)
         if not self.run.resume:
             self.record_video()
             self.save_checkpoint()
-        if not self.complete:  # `algorithm.pt` marks a complete run
-            path = self.run.path / "algorithm.pt"
+        if not self.complete:
             distributed.from_first(lambda: path.unlink(missing_ok=True))
 
     def process_batch(self, batches: Iterator[TensorDictBase]) -> Row:
@@ -194,11 +201,8 @@ class _Loop:
 
     def record(self, row: Row) -> None:
         """Advance the position, and log a row."""
-        stopping, position, previous = (
-            self.config.early_stopping,
-            self.position,
-            self.position.frames,
-        )
+        stopping, position = self.config.early_stopping, self.position
+        previous = position.frames
         stopping.check(row)
         position.frames, position.row = int(row["frames"] or 0), row
         if row["eval_return"] is not None:
@@ -249,7 +253,7 @@ class _Loop:
     def finish(self) -> Row:
         """Write ``algorithm.pt`` if the run is complete; the last row of metrics."""
         frames = self.position.frames
-        if self.complete:
+        if self.complete and not self.finished:
             if frames < self.config.total_frames:
                 reason = self.config.early_stopping.reason(self.position.stopping)
                 self.log(f"stopped early at frame {frames:,}: {reason}.")

@@ -25,7 +25,7 @@ class ProgressBar:
         total_frames (int): length of training.
 
     Keyword Args:
-        file (text stream, optional): output of the bar, ``sys.stderr`` by default.
+        file (text stream, optional): output of bar and lines, ``sys.stderr`` by default.
         name (str): start of each line, such as the run directory.
 
     Examples:
@@ -45,6 +45,7 @@ class ProgressBar:
         self.total_frames = total_frames
         self.prefix = f"{name}: " if name else ""
         self._options = {"total": total_frames, "unit": " frames", "unit_scale": True, "file": file}
+        self._file = file
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
@@ -61,7 +62,7 @@ class ProgressBar:
             self._bar.set_postfix(self._shown, refresh=False)
             self._bar.update(row["frames"] - self._bar.n)
         elif row.get("eval_return") is not None:
-            self.log(f"{self.prefix}{self._line(int(row['frames'] or 0))}")
+            self._write(f"{self.prefix}{self._line(int(row['frames'] or 0))}", self._file)
 
     def _line(self, frames: int) -> str:
         """Frames, the latest returns, speed and time left."""
@@ -75,12 +76,17 @@ class ProgressBar:
         )
 
     def log(self, message: str) -> None:
-        """Print a message above the bar, at once also into a file or pipe."""
+        """Print a message above the bar."""
+        self._write(message, sys.stdout)
+
+    def _write(self, text: str, file: TextIO | None) -> None:
+        """Print a line, at once also into a file or pipe."""
         if self._tqdm is None:
-            torchrl_logger.info(message)
+            torchrl_logger.info(text)
         else:
-            self._tqdm.write(message)
-            sys.stdout.flush()
+            file = file or sys.stderr
+            self._tqdm.write(text, file=file)
+            file.flush()
 
     def close(self) -> None:
         """End the bar; its last state stays visible."""
