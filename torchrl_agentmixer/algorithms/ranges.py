@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_POSITIVE = ("lr", "lr_modifier", "lr_latent", "temperature", "alpha_init", "scale_bound")
+_POSITIVE = ("lr", "temperature", "alpha_init", "scale_bound")
 _NOT_NEGATIVE = (
     "adam_eps",
     "clip_epsilon",
@@ -12,6 +12,8 @@ _NOT_NEGATIVE = (
     "head_gain",
     "information_coeff",
     "latent_entropy_coeff",
+    "lr_latent",
+    "lr_modifier",
     "memory_dim",
     "num_components",
     "strength",

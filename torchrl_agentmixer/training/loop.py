@@ -253,10 +253,10 @@ class _Loop:
     def finish(self) -> Row:
         """Write ``algorithm.pt`` if the run is complete; the last row of metrics."""
         frames = self.position.frames
+        if self.complete and frames < self.config.total_frames:
+            reason = self.config.early_stopping.reason(self.position.stopping)
+            self.log(f"stopped early at frame {frames:,}: {reason}.")
         if self.complete and not self.finished:
-            if frames < self.config.total_frames:
-                reason = self.config.early_stopping.reason(self.position.stopping)
-                self.log(f"stopped early at frame {frames:,}: {reason}.")
             path = self.run.path / "algorithm.pt"
             distributed.from_first(lambda: torch.save(self.algorithm.state_dict(), path))
         return self.position.row

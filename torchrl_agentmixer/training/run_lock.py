@@ -63,8 +63,8 @@ def _acquire(path: Path) -> int:
             owner = os.read(descriptor, 1000).decode() or "another process"
             os.close(descriptor)
             raise BlockingIOError(
-                f"{path.parent}: expected a run directory that no other process uses, found "
-                f"{owner}. Wait until it ends, end it, or choose another directory."
+                f"{path.parent}: expected a run directory that no other process uses, got one of "
+                f"{owner}. Wait until it ends, or choose another directory."
             ) from error
         except OSError:  # a file system without locks
             break
