@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from test_checkpointing import RUNS, Stopped, assert_equal_runs, run, stop_at
 
-from torchrl_agentmixer.training import ProgressBar, RunCheckpoints, record_gif
+from torchrl_agentmixer.envs import BridgeCrossingEnv
+from torchrl_agentmixer.training import ProgressBar, RunCheckpoints
 
 
 def names(path):
@@ -42,11 +43,13 @@ def test_videos_do_not_change_training_and_resume(tmp_path, kind, monkeypatch):
 
 
 def test_random_numbers_are_restored_after_drawing(tmp_path, monkeypatch):
+    render = BridgeCrossingEnv.render
+
     def drawing(*args, **kwargs):
         random.random(), np.random.rand(), torch.rand(1)
-        return record_gif(*args, **kwargs)
+        return render(*args, **kwargs)
 
-    monkeypatch.setattr("torchrl_agentmixer.training.loop.record_gif", drawing)
+    monkeypatch.setattr(BridgeCrossingEnv, "render", drawing)
     states = []
     for path, interval in ((tmp_path / "a", None), (tmp_path / "b", 80)):
         random.seed(0), np.random.seed(0)
@@ -78,15 +81,30 @@ def test_a_bar_starts_at_the_frames_so_far_and_shows_returns():
     assert "60%" in screen.getvalue()
 
 
-def test_a_bar_is_quiet_without_a_terminal(capsys):
+def test_without_a_terminal_a_line_at_every_evaluation(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("torchrl_agentmixer.training.progress.time.monotonic", lambda: clock[0])
     file = io.StringIO()
-    bar = ProgressBar(1000, file=file)
-    bar.start(0)
-    bar.update({"frames": 1000, "return": 1.0})
+    bar = ProgressBar(1_000_000, file=file, name="runs/a")
+    bar.start(200_000)
+    for frames, seconds, evaluated in ((300_000, 50.0, None), (400_000, 100.0, 4.5)):
+        clock[0] = 100.0 + seconds
+        bar.update({"frames": frames, "return": 1.25, "eval_return": evaluated})
     bar.log("resumed")
     bar.close()
-    assert file.getvalue() == ""
+    # 200,000 frames since the start in 100 s; 600,000 left.
+    line = "400,000 of 1,000,000 frames (40%), return 1.25, eval_return 4.5, 2,000 frames/s"
+    assert file.getvalue() == f"runs/a: {line}, 0:05:00 left\n"
     assert capsys.readouterr().out == "resumed\n"
+
+
+def test_a_line_is_written_at_once_to_a_pipe(monkeypatch):
+    pipe = io.TextIOWrapper(raw := io.BytesIO(), write_through=False)
+    monkeypatch.setattr("sys.stderr", pipe)
+    bar = ProgressBar(10)
+    bar.start(0)
+    bar.update({"frames": 5, "eval_return": 1.0})
+    assert raw.getvalue().startswith(b"5 of 10 frames (50%)")
 
 
 def test_without_tqdm_there_is_no_bar(monkeypatch):
@@ -96,6 +114,9 @@ def test_without_tqdm_there_is_no_bar(monkeypatch):
     bar = ProgressBar(1000)
     bar.start(0)
     bar.update({"frames": 10, "return": 1.0})
+    bar.update({"frames": 500, "eval_return": 1.0})
     bar.log("resumed")
     bar.close()
-    assert messages == ["resumed"]
+    assert len(messages) == 2
+    assert messages[0].startswith("500 of 1,000 frames (50%)")
+    assert messages[1] == "resumed"

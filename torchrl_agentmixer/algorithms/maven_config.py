@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrl_agentmixer._choices import check_values
-from torchrl_agentmixer.algorithms.base import check_at_least_one
-from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule, schedule_or_number
+from torchrl_agentmixer._fields import check_fields
+from torchrl_agentmixer.algorithms.ranges import RANGES
+from torchrl_agentmixer.schedules import Schedule, Scheduled, schedule_or_number
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
@@ -41,6 +41,7 @@ class MAVENConfig:
         input_norm: LayerNorm on the inputs of utilities, discriminator and hierarchical policy.
 
     Raises:
+        TypeError: for a value of another type; the message names the field.
         ValueError: for a value out of its range.
     """
 
@@ -67,18 +68,5 @@ class MAVENConfig:
     input_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("actor_hidden", "discriminator_hidden", "latent_hidden"):
-            setattr(self, name, tuple(getattr(self, name)))
+        check_fields(self, RANGES)
         self.epsilon = schedule_or_number(self.epsilon)
-        ends = as_schedule(self.epsilon)
-        valid = 0 <= ends.start <= 1 and 0 <= ends.end <= 1
-        tau, temperature = self.target_rate, self.temperature
-        check_values(
-            "MAVENConfig",
-            epsilon=(self.epsilon, valid, "in [0, 1]"),
-            temperature=(temperature, temperature > 0, "> 0"),
-            target_rate=(tau, 0 < tau <= 1, "in (0, 1]"),
-        )
-        check_at_least_one(
-            self, ("epochs", "num_minibatches", "num_latents", "replay_size", "mixer_dim")
-        )

@@ -9,7 +9,8 @@ from typing import Any
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer.algorithms.base import check_at_least_one
+from torchrl_agentmixer._fields import check_fields
+from torchrl_agentmixer.algorithms.ranges import RANGES
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies import actor_module
 from torchrl_agentmixer.policies.product import ContinuousDistribution
@@ -40,6 +41,10 @@ class ClippedUpdateConfig:
         adam_eps: epsilon of Adam.
         input_norm: LayerNorm on the networks' inputs, as in the authors' networks.
         distribution: distribution of continuous actions, ``"normal"`` or ``"tanh_normal"``.
+
+    Raises:
+        TypeError: for a value of another type; the message names the field.
+        ValueError: for a value out of its range.
     """
 
     lr: float = 5e-4
@@ -60,8 +65,8 @@ class ClippedUpdateConfig:
     memory_dim = 0  # a field of ActorConfig
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, ("epochs", "num_minibatches"))
-        if not isinstance(self.clip_epsilon, float | int):
+        check_fields(self, RANGES)
+        if isinstance(self.clip_epsilon, tuple):
             low, high = self.clip_epsilon
             self.clip_epsilon = (schedule_or_number(low), schedule_or_number(high))
 
@@ -89,11 +94,6 @@ class ActorConfig(ClippedUpdateConfig):
     memory_dim: int = 0
     sequence_length: int = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.actor_hidden = tuple(self.actor_hidden)
-        check_at_least_one(self, ("sequence_length",))
-
     def actors(self, groups: Sequence[AgentGroup], env: EnvBase) -> list[TensorDictModule]:
         """Build actors of these groups on the environment's device."""
         return [actor_module(group, **self.actor_kwargs).to(env.device) for group in groups]
@@ -118,10 +118,6 @@ class PPOConfig(ActorConfig):
     """
 
     critic_hidden: tuple[int, ...] = (64, 64)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.critic_hidden = tuple(self.critic_hidden)
 
     @property
     def critic_kwargs(self) -> dict[str, Any]:

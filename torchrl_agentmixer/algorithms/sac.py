@@ -12,9 +12,10 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer._choices import check_values
+from torchrl_agentmixer._fields import check_fields
 from torchrl_agentmixer.algorithms.agent_mixer import option_values
-from torchrl_agentmixer.algorithms.base import Algorithm, check_at_least_one
+from torchrl_agentmixer.algorithms.base import Algorithm
+from torchrl_agentmixer.algorithms.ranges import RANGES
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
 from torchrl_agentmixer.modules import ContinuousModifierOptions, JointActionCritic
@@ -66,15 +67,7 @@ class AgentMixerSACConfig(ContinuousModifierOptions):
     scale_gain: float = 1.0
 
     def __post_init__(self) -> None:
-        self.actor_hidden = tuple(self.actor_hidden)
-        self.critic_hidden = tuple(self.critic_hidden)
-        check_at_least_one(self, ("gradient_steps", "batch_size", "replay_size"))
-        tau, alpha = self.target_rate, self.alpha_init
-        check_values(
-            "AgentMixerSACConfig",
-            target_rate=(tau, 0 < tau <= 1, "in (0, 1]"),
-            alpha_init=(alpha, alpha > 0, "> 0"),
-        )
+        check_fields(self, RANGES)
 
 
 class AgentMixerSAC(Algorithm):

@@ -10,6 +10,7 @@ from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.envs import with_memory
 from torchrl_agentmixer.policies import AgentMixerPolicy
 from torchrl_agentmixer.policies.consistency import team_divergence
+from torchrl_agentmixer.training.randomness import preserved_random_state
 
 
 def identifiability_gap(
@@ -34,7 +35,7 @@ def identifiability_gap(
     Keyword Args:
         max_steps (int): maximum number of steps per episode.
         gamma (float): discount of the occupancy, in (0, 1].
-        seed (int): seed of the episodes; the global generator is not changed.
+        seed (int): seed of the episodes; the global generators are not changed.
 
     Returns:
         float: nats per step for the whole team, >= 0 up to rounding.
@@ -55,7 +56,7 @@ def identifiability_gap(
     check_values("identifiability_gap", gamma=(gamma, 0 < gamma <= 1, "in (0, 1]"))
     product = policy.decentralized(deterministic=False)
     env = with_memory(env, product)
-    with torch.random.fork_rng(), torch.no_grad():
+    with preserved_random_state(seed), torch.no_grad():
         env.set_seed(seed)
         torch.manual_seed(seed)
         with set_exploration_type(ExplorationType.RANDOM):

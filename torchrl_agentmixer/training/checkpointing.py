@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl.checkpoint import (
-    Checkpoint,
-    CheckpointRotation,
-    GlobalRNGState,
-    StateDictCheckpointAdapter,
-)
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, StateDictCheckpointAdapter
 
 FORMAT = 2
 State = dict[str, Any]
@@ -170,13 +165,3 @@ def state_of_rank(states: Sequence[State], rank: int, world_size: int) -> State:
             f"with `torchrun --nproc-per-node {len(states)}`, or without it for 1."
         )
     return states[rank]
-
-
-def random_state() -> State:
-    """States of the random generators of Python, numpy and torch (CPU and accelerator)."""
-    return GlobalRNGState().state_dict()
-
-
-def load_random_state(state: Mapping[str, Any]) -> None:
-    """Restore a :func:`random_state`."""
-    GlobalRNGState().load_state_dict(state)

@@ -20,7 +20,7 @@ from torchrl_agentmixer.envs import (
     simulation_state,
 )
 from torchrl_agentmixer.envs.memory import with_primers
-from torchrl_agentmixer.training.checkpointing import State, load_random_state, random_state
+from torchrl_agentmixer.training.randomness import State, load_random_state, random_state
 from torchrl_agentmixer.training.signals import dead_worker, end_processes, worker_processes
 
 Average = Callable[[list[torch.Tensor]], None]

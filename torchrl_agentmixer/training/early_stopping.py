@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchrl_agentmixer._fields import check_fields
+
 Metrics = Mapping[str, float | None]
 State = Mapping[str, Any]
 
@@ -38,10 +40,7 @@ class EarlyStopping:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"EarlyStopping: expected `patience` >= 1, got {self.patience}.")
-        if self.min_delta < 0:
-            raise ValueError(f"EarlyStopping: expected `min_delta` >= 0, got {self.min_delta}.")
+        check_fields(self, {"patience": "[1, inf)", "min_delta": "[0, inf)"})
 
     def check(self, row: Metrics) -> None:
         """Raise a ``ValueError`` if the metric is not in ``row`` and would be needed."""

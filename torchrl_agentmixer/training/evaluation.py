@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from torchrl_agentmixer.envs import with_memory
+from torchrl_agentmixer.training.randomness import preserved_random_state
 
 PolicyCallable = Callable[[TensorDictBase], TensorDictBase]
 
@@ -66,7 +68,8 @@ def evaluate(
 ) -> Evaluation:
     """Run one episode in each environment of a batch, until all have ended.
 
-    The global random generator is restored afterwards: evaluation does not change training.
+    The global generators of torch, numpy and Python are seeded, and restored afterwards:
+    evaluation does not change training.
 
     Args:
         policy (callable): acts on the environment's tensordict, such as
@@ -75,7 +78,7 @@ def evaluate(
 
     Keyword Args:
         max_steps (int): time limit; an unfinished episode counts up to there.
-        seed (int): seed of the environment and the generator; the same seed gives the same
+        seed (int): seed of the environment and the generators; the same seed gives the same
             episodes.
         deterministic (bool): act by the mode of a stochastic policy, or sample it.
 
@@ -112,16 +115,44 @@ def evaluate(
 
 @contextmanager
 def _episode(env: EnvBase, seed: int, deterministic: bool) -> Iterator[TensorDictBase]:
-    """First data of a seeded episode; the global generator is restored afterwards."""
+    """First data of a seeded episode; the global generators are restored afterwards."""
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    with torch.random.fork_rng(), torch.no_grad(), set_exploration_type(exploration):
+    with preserved_random_state(seed), torch.no_grad(), set_exploration_type(exploration):
         env.set_seed(seed)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # `set_seed` may have drawn random numbers
         yield env.reset()
 
 
 def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:
     return with_memory(env, policy) if isinstance(policy, nn.Module) else env
+
+
+def require_pillow() -> None:
+    """Raise an ImportError with the command that installs Pillow, if it is missing."""
+    if find_spec("PIL") is None:
+        raise ImportError('animations need Pillow: pip install "torchrl_agentmixer[plots]"')
+
+
+def can_render(env: EnvBase) -> bool:
+    """Whether an environment has a method ``render``.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> can_render(make_env("matrix/climbing"))
+        True
+    """
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return callable(getattr(env, "render", None))
+
+
+def check_videos(video_interval: int | None, env: EnvBase) -> None:
+    """Raise a ``ValueError`` for ``video_interval`` and an environment without ``render``."""
+    if video_interval is not None and not can_render(env):
+        raise ValueError(
+            f"expected an environment with `render` for `video_interval` {video_interval}, got "
+            f"{type(env).__name__}. Leave `video_interval` out."
+        )
 
 
 def record_gif(
@@ -142,18 +173,15 @@ def record_gif(
 
     Keyword Args:
         max_steps (int): time limit of the episode.
-        seed (int): seed of the environment and the generator.
+        seed (int): seed of the environment and the generators, which are restored afterwards.
         frames_per_second (int): speed.
 
     Raises:
         ImportError: without Pillow, with the command that installs it.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            'record_gif needs Pillow: pip install "torchrl_agentmixer[plots]"'
-        ) from error
+    require_pillow()
+    from PIL import Image
+
     env = _with_memory(env, policy)
     with _episode(env, seed, deterministic=True) as data:
         images = [env.render()]

@@ -17,17 +17,13 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.base import Algorithm
-from torchrl_agentmixer.training.checkpointing import (
-    RunCheckpoints,
-    load_random_state,
-    random_state,
-    state_of_rank,
-)
+from torchrl_agentmixer.training.checkpointing import RunCheckpoints, state_of_rank
 from torchrl_agentmixer.training.collection import Collection
-from torchrl_agentmixer.training.evaluation import record_gif
+from torchrl_agentmixer.training.evaluation import check_videos, record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
 from torchrl_agentmixer.training.protocol import LoopConfig, Row
+from torchrl_agentmixer.training.randomness import load_random_state, random_state
 from torchrl_agentmixer.training.run_directory import RunDirectory
 from torchrl_agentmixer.training.signals import (
     Interrupted,
@@ -74,7 +70,8 @@ def train(
         on_message (callable, optional): called with messages; a warning by default.
 
     Raises:
-        ValueError: for ``frames_per_batch`` that the environments do not divide.
+        ValueError: for ``frames_per_batch`` that the environments do not divide, or videos of an
+            environment without ``render``.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
         RuntimeError: when a worker process dies.
         Interrupted: after SIGTERM or SIGINT.
@@ -86,6 +83,7 @@ def train(
             f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
             f"got {config.frames_per_batch}."
         )
+    check_videos(config.video_interval, eval_env)
     collection = make_collection(env, algorithm.policy, config.frames_per_batch // ranks, workers)
     ignore: Callable[[Any], None] = lambda value: None  # noqa: E731
     hooks = on_start or ignore, on_metrics or ignore, on_message or warnings.warn
@@ -123,6 +121,7 @@ class _Loop:
         path = self.run.path / "checkpoints"
         self.checkpoints = RunCheckpoints(path, keep=self.config.keep_checkpoints)
         self.position = _Position()
+        self.finished = False
         self.seconds: dict[str, float] = {}
         self.eval_processes = worker_processes(self.eval_env)
 
@@ -166,12 +165,16 @@ class _Loop:
         else:
             distributed.broadcast_parameters(self.algorithm.state_dict())
             self.collection.update_parameters()
+        path = self.run.path / "algorithm.pt"  # marks a complete run
+        self.finished = self.complete and distributed.from_first(path.exists)
+        if self.finished:
+            self.log("complete, nothing changes. To train longer: docs/checkpoints.md.")
+            return
         self.on_start(self.position.frames)
         if not self.run.resume:
             self.record_video()
             self.save_checkpoint()
-        if not self.complete:  # `algorithm.pt` marks a complete run
-            path = self.run.path / "algorithm.pt"
+        if not self.complete:
             distributed.from_first(lambda: path.unlink(missing_ok=True))
 
     def process_batch(self, batches: Iterator[TensorDictBase]) -> Row:
@@ -198,11 +201,8 @@ class _Loop:
 
     def record(self, row: Row) -> None:
         """Advance the position, and log a row."""
-        stopping, position, previous = (
-            self.config.early_stopping,
-            self.position,
-            self.position.frames,
-        )
+        stopping, position = self.config.early_stopping, self.position
+        previous = position.frames
         stopping.check(row)
         position.frames, position.row = int(row["frames"] or 0), row
         if row["eval_return"] is not None:
@@ -213,7 +213,7 @@ class _Loop:
         self.on_metrics(row)
 
     def record_video(self) -> None:
-        """Record an evaluation episode if it is time; random numbers stay as they were."""
+        """Record an evaluation episode if it is time."""
         interval, frames = self.config.video_interval, self.position.frames
         if interval is None or frames < self.position.next_video or distributed.rank():
             return
@@ -221,9 +221,7 @@ class _Loop:
         path = self.run.path / "videos" / f"{frames:012d}.gif"
         path.parent.mkdir(exist_ok=True)
         options = {"max_steps": self.config.eval_steps, "seed": self.config.eval_seed}
-        state = random_state()
         record_gif(self.algorithm.execution_policy, self.eval_env, path, **options)
-        load_random_state(state)
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint if ``checkpoint_interval`` is set."""
@@ -255,10 +253,10 @@ class _Loop:
     def finish(self) -> Row:
         """Write ``algorithm.pt`` if the run is complete; the last row of metrics."""
         frames = self.position.frames
-        if self.complete:
-            if frames < self.config.total_frames:
-                reason = self.config.early_stopping.reason(self.position.stopping)
-                self.log(f"stopped early at frame {frames:,}: {reason}.")
+        if self.complete and frames < self.config.total_frames:
+            reason = self.config.early_stopping.reason(self.position.stopping)
+            self.log(f"stopped early at frame {frames:,}: {reason}.")
+        if self.complete and not self.finished:
             path = self.run.path / "algorithm.pt"
             distributed.from_first(lambda: torch.save(self.algorithm.state_dict(), path))
         return self.position.row

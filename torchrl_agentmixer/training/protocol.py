@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torchrl_agentmixer._fields import check_fields
 from torchrl_agentmixer.training.early_stopping import EarlyStopping
 
 Row = dict[str, float | None]
@@ -44,6 +45,5 @@ class LoopConfig:
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name not in ("eval_seed", "early_stopping") and value is not None and value <= 0:
-                raise ValueError(f"LoopConfig: expected `{name}` > 0, got {value}.")
+        positive = [f.name for f in fields(self) if f.name not in ("eval_seed", "early_stopping")]
+        check_fields(self, {"eval_seed": "[0, inf)", **dict.fromkeys(positive, "(0, inf]")})

@@ -6,12 +6,14 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torchrl_agentmixer.training.evaluation import Evaluation
+from torchrl_agentmixer.training.run_lock import lock_directory
 
 _PACKAGES = (
     "torchrl_agentmixer",
@@ -31,8 +33,9 @@ _PACKAGES = (
 class RunDirectory:
     """Files of one training run; existing results are never overwritten.
 
-    An empty ``metrics.csv`` reserves the folder at once: of two runs in the same folder, the
-    second one fails before it writes.
+    One process at a time writes to the folder, until it ends or calls :meth:`close`
+    (:func:`~torchrl_agentmixer.training.run_lock.lock_directory`). An empty ``metrics.csv``
+    reserves the folder: of two runs in the same folder, the second one fails before it writes.
 
     Args:
         path (str or Path): folder, created if missing.
@@ -40,10 +43,13 @@ class RunDirectory:
     Keyword Args:
         resume (bool): continue the run in the folder; :func:`train` loads its newest checkpoint.
         writes (bool): write metrics; ``False`` on all ranks but the first.
+        replaces_empty (bool): take over an empty ``metrics.csv``, which a failed start left.
 
     Raises:
         FileNotFoundError: if there is no folder to resume.
         FileExistsError: if the folder contains a run, and ``resume`` is ``False``.
+        NotADirectoryError: if the path is a file.
+        BlockingIOError: if another process writes to the folder.
 
     Examples:
         >>> import tempfile
@@ -53,26 +59,42 @@ class RunDirectory:
         ['frames,return', '10,1.5']
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        resume: bool = False,
+        writes: bool = True,
+        replaces_empty: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.resume = resume
         self.writes = writes
         if resume and not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: expected a run directory, found none.")
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path}: expected a run directory, found a file.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.path / "metrics.csv"
         self.episodes_path = self.path / "evaluation.csv"
         self.config_path = self.path / "config.json"
         self._columns: list[str] = []
+        self.close: Callable[[], Any] = lambda: None
+        if writes:
+            self.close = weakref.finalize(self, lock_directory(self.path))
         if writes and not resume:
-            self._reserve()
+            self._reserve(replaces_empty)
 
-    def _reserve(self) -> None:
+    def _reserve(self, replaces_empty: bool) -> None:
+        metrics = self.metrics_path
+        if replaces_empty and metrics.exists() and not metrics.stat().st_size:
+            metrics.unlink()
         try:
             if self.episodes_path.exists():
                 raise FileExistsError(self.episodes_path)
             self.metrics_path.touch(exist_ok=False)
         except FileExistsError as error:
+            self.close()
             raise FileExistsError(
                 f"{self.path}: expected an empty run directory, found the results of another run "
                 f"or its empty {self.metrics_path.name}. Resume that run, choose another "
@@ -170,7 +192,7 @@ class RunDirectory:
                     f"checkpoint, got {size}: rows are missing, and the run cannot be resumed."
                 )
         for name, size in sizes.items():
-            if (self.path / name).exists():
+            if (self.path / name).exists() and size != self.sizes()[name]:
                 os.truncate(self.path / name, size)
         if sizes[self.metrics_path.name]:
             with self.metrics_path.open(newline="") as file:

@@ -22,13 +22,13 @@ from torchrl.modules.utils import get_primers_from_module
 from torchrl_agentmixer._torchrl_private import skip_first_weight_sync
 from torchrl_agentmixer.envs import observation_normalizer
 from torchrl_agentmixer.envs.normalization import merged_statistics
-from torchrl_agentmixer.training.checkpointing import load_random_state, random_state
 from torchrl_agentmixer.training.collection import (
     Average,
     Collection,
     RunCollector,
     collected_env,
 )
+from torchrl_agentmixer.training.randomness import load_random_state, random_state
 from torchrl_agentmixer.training.signals import dead_worker
 
 EnvFunction = Callable[[], EnvBase]
