@@ -25,7 +25,7 @@ LAYERS = [
     {"objectives"},
     {"algorithms"},
     {"training"},
-    {"config", "experiment"},
+    {"config", "experiment", "pretrained"},
     {"benchmarl", "diagnostics", "export", "reporting"},
 ]
 MAX_FILE, MAX_FUNCTION = 300, 60

@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms import Algorithm, make_algorithm
 from torchrl_agentmixer.config import CHANGEABLE, PER_CALL, ExperimentConfig, saved_config
 from torchrl_agentmixer.envs import make_env, normalize_observations, observation_normalizer
+from torchrl_agentmixer.pretrained import check_source, load_normalization, load_parameters
 from torchrl_agentmixer.training import (
     LoopConfig,
     MetricLoggers,
     ProgressBar,
-    RunCheckpoints,
     RunDirectory,
     Workers,
     keep_freed_memory,
@@ -70,14 +69,14 @@ def prepare(
     seed = distributed.own_seed(config.seed)
     built = replace(config, init_from=None) if resume else config
     if built.init_from is not None:
-        _check_source(config)
+        check_source(config)
     workers = build_workers(built, num_envs, seed)
     env = build_env(built, num_envs, seed)
     eval_env = build_env(config, config.env.eval_envs, config.seed, like=env)
     torch.manual_seed(config.seed)  # environments may draw random numbers
     algorithm = _algorithm(config, env)
     if built.init_from is not None:
-        _load_parameters(algorithm, built.init_from)
+        load_parameters(algorithm, built.init_from)
     check_videos(config.video_interval, eval_env)
     output = _Output(config, folder, resume)
     if distributed.rank() == 0:
@@ -207,7 +206,7 @@ def build_env(config: ExperimentConfig, num_envs: int, seed: int, like: Any = No
         return env
     env = normalize_observations(env, like=like)
     if config.init_from is not None and like is None:
-        _load_normalization(env, config.init_from)
+        load_normalization(env, config.init_from)
     return env
 
 
@@ -228,62 +227,6 @@ def build_workers(config: ExperimentConfig, num_envs: int, seed: int) -> Workers
 def _algorithm(config: ExperimentConfig, env: EnvBase) -> Any:
     options = dict(config.algorithm)
     return make_algorithm(options.pop("name"), env, config.env.total_frames, options)
-
-
-def _check_source(config: ExperimentConfig) -> None:
-    """Raise a ``ValueError`` if training cannot start from the run ``config.init_from``."""
-    saved = saved_config(str(config.init_from))
-    for name, before, now in (
-        ("algorithm.name", saved.algorithm["name"], config.algorithm["name"]),
-        ("normalize_observations", saved.normalize_observations, config.normalize_observations),
-    ):
-        if before != now:
-            raise ValueError(
-                f"`init_from` {config.init_from}: expected `{name}` {before!r}, got {now!r}."
-            )
-
-
-def _load_parameters(algorithm: Algorithm, source: str) -> None:
-    """Load the parameters of a run, from ``algorithm.pt`` or its newest checkpoint."""
-    path = Path(source) / "algorithm.pt"
-    parameters = (
-        torch.load(path, map_location="cpu", weights_only=True)
-        if path.exists()
-        else _checkpoint(source)["algorithm"]["parameters"]
-    )
-    expected, found = (
-        {name: list(value.shape) for name, value in state.items() if hasattr(value, "shape")}
-        for state in (algorithm.state_dict(), parameters)
-    )
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"`init_from` {source}: expected the same sizes; {name} is {found.get(name)} "
-                f"there and {expected.get(name)} here."
-            )
-    algorithm.load_state_dict(parameters)
-    algorithm.on_progress(algorithm.progress)  # schedules begin anew
-
-
-def _load_normalization(env: EnvBase, source: str) -> None:
-    """Load the statistics of the observation normalization of a run, which training updates."""
-    path = Path(source) / "normalization.pt"
-    normalizer: Any = observation_normalizer(env)
-    try:
-        if path.exists():
-            normalizer.load_state_dict(torch.load(path, weights_only=True))
-        else:
-            statistics = TensorDict(_checkpoint(source)["collector"]["statistics"])
-            normalizer.statistics.update_(statistics)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"`init_from` {source}: expected statistics of observations of the same sizes: {error}"
-        ) from error
-
-
-def _checkpoint(source: str) -> dict[str, Any]:
-    """The first rank's state in the newest checkpoint of a run."""
-    return RunCheckpoints(Path(source) / "checkpoints").load_newest()[1]["ranks"][0]
 
 
 def can_resume(folder: Path) -> bool:

@@ -99,30 +99,6 @@ def agent_groups(env: EnvBase) -> list[AgentGroup]:
     return [_group(env, name) for name in group_map]
 
 
-def only_group(env: EnvBase, method: str) -> AgentGroup:
-    """The only group of an environment, for methods that do not support several groups.
-
-    Args:
-        env (EnvBase): the environment.
-        method (str): name of the method, for errors.
-
-    Raises:
-        ValueError: for an environment with several groups.
-
-    Examples:
-        >>> from torchrl_agentmixer.envs import make_env
-        >>> only_group(make_env("matrix/climbing"), "MAT").name
-        'agents'
-    """
-    groups = agent_groups(env)
-    if len(groups) > 1:
-        raise ValueError(
-            f"{method}: expected one group of agents, got {[group.name for group in groups]}. Use "
-            "`mappo`, `happo`, `armappo` or `agent_mixer` for several groups."
-        )
-    return groups[0]
-
-
 def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
     """Number of entries of the environment's state.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm
 
 from torchrl_agentmixer import distributed
-from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
 
 
@@ -198,11 +197,6 @@ class DistributedValueNorm(PopArtValueNorm):
 def advantage_standardizer() -> Callable[..., torch.Tensor] | None:
     """Advantage standardization over all processes; ``None`` (TorchRL's) in one process."""
     return distributed.standardized if distributed.world_size() > 1 else None
-
-
-def check_at_least_one(config: Any, names: Iterable[str]) -> None:
-    """Raise a ValueError for a field below 1."""
-    check_at_least(type(config).__name__, 1, **{name: getattr(config, name) for name in names})
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

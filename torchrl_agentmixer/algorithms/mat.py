@@ -11,7 +11,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives.value import MultiAgentGAE
 
-from torchrl_agentmixer.algorithms.base import DistributedValueNorm, check_at_least_one
+from torchrl_agentmixer.algorithms.base import DistributedValueNorm
 from torchrl_agentmixer.algorithms.mappo import value_keys
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, make_ppo_loss
 from torchrl_agentmixer.algorithms.ppo_config import ActorConfig, ClippedUpdateConfig
@@ -34,10 +34,6 @@ class MATConfig(ClippedUpdateConfig):
     embed_dim: int = 64
     num_heads: int = 1
     num_blocks: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, ("embed_dim", "num_heads", "num_blocks"))
 
     @property
     def transformer_kwargs(self) -> dict[str, int]:
