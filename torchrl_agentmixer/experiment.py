@@ -101,21 +101,14 @@ class PreparedRun:
         config, output = self.config, self.output
         given = vars(config.env) | vars(config)
         loop = LoopConfig(**{f.name: given[f.name] for f in fields(LoopConfig) if f.name in given})
-        hooks: dict[str, Any] = {"on_message": output.bar.log}
+        hooks: dict[str, Any] = {"workers": self.workers, "on_message": output.bar.log}
         if distributed.rank() == 0:
             hooks |= {"on_start": output.start, "on_metrics": output.show}
         with closing(output):
             if config.plots and not can_render(self.eval_env) and distributed.rank() == 0:
                 output.log(f"no animation at the end: {config.env.name} has no `render`")
-            environments = self.env, self.eval_env
-            row = train(
-                self.algorithm,
-                *environments,
-                loop,
-                output.directory,
-                workers=self.workers,
-                **hooks,
-            )
+            trained = self.algorithm, self.env, self.eval_env
+            row = train(*trained, loop, output.directory, **hooks)
             if distributed.rank() == 0 and (output.directory.path / "algorithm.pt").exists():
                 self.write_results(output.directory.path)
         return row
