@@ -102,11 +102,14 @@ def load(path: Path) -> ModuleType:
 def train(job: Job, folder: Path) -> dict[str, float | None]:
     """Train a run in ``folder``, or resume it; returns the last row of metrics."""
     from torchrl_agentmixer import experiment
+    from torchrl_agentmixer.training.run_lock import lock_directory
 
     if job.candidates_from is not None:
         load(job.candidates_from)
-    if not experiment.can_resume(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir() and not experiment.can_resume(folder):
+        release = lock_directory(folder)
+        shutil.rmtree(folder)
+        release()
     config = load(TRAIN).compose([*job.overrides, f"seed={job.seed}", *FIXED])
     return experiment.run(config, folder)
 

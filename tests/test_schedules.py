@@ -94,3 +94,8 @@ def test_the_clipping_range_is_scheduled(method):
     expected = [(0.2, 1), (0.2, 1), (0.2, 1), (0.3, 0.75), (0.4, 0.5)]
     for pairs, pair in zip(seen, expected, strict=True):
         assert pairs == [pytest.approx(pair)] * len(losses)
+
+
+def test_an_unknown_argument_is_named():
+    with pytest.raises(ValueError, match=r"'begin'.*Available: end, since, start, until"):
+        as_schedule({"begin": 1.0, "end": 0.0})

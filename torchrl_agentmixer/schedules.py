@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from torchrl_agentmixer._choices import check_known
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,14 @@ def as_schedule(value: Scheduled) -> Schedule:
 def schedule_or_number(value: Scheduled) -> float | Schedule:
     """Convert the arguments of a schedule; return numbers and schedules unchanged.
 
+    Raises:
+        ValueError: for an unknown argument.
+
     Examples:
         >>> schedule_or_number(0.3)
         0.3
     """
-    return Schedule(**value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    check_known("argument of a schedule", value, [field.name for field in fields(Schedule)])
+    return Schedule(**value)

@@ -9,7 +9,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.algorithms.ppo import (
     PPOAlgorithm,
     central_critic,
@@ -81,10 +80,6 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
     epochs: int = 4
     entropy_coeff: float = 0.0
     ratio: Literal["team", "agent"] = "team"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_known("ratio", [self.ratio], ["team", "agent"])
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, central_critic, make_ppo_loss
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.groups import state_dim
@@ -43,11 +42,7 @@ class AILConfig(PPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.expert_hidden = tuple(self.expert_hidden)
         self.expert_share = schedule_or_number(self.expert_share)
-        schedule = as_schedule(self.expert_share)
-        for value in (schedule.start, schedule.end):
-            check_values("AILConfig", expert_share=(value, 0 <= value <= 1, "in [0, 1]"))
 
 
 class AIL(PPOAlgorithm):
