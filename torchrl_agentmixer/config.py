@@ -170,7 +170,7 @@ def _check_batches(env: EnvConfig, algorithm: Mapping[str, Any]) -> None:
     if algorithm.get("memory_dim"):
         length = algorithm["sequence_length"]
         valid = steps % length == 0
-        kind = f"divides the {steps} steps of a batch (`frames_per_batch` / `num_envs`)"
+        kind = f"to divide the {steps} steps of a batch (`frames_per_batch` / `num_envs`)"
         check_values("algorithm", sequence_length=(length, valid, kind))
     samples, count = env.frames_per_batch // length, algorithm.get("num_minibatches", 1)
     kind = f"<= {samples}, the samples of a batch (`frames_per_batch`)"
