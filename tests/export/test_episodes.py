@@ -141,7 +141,9 @@ def test_export_of_a_run(tmp_path, script, randomized):
     lengths = ("num_envs", "total_frames", "frames_per_batch", "eval_interval", "eval_envs")
     options = {"name": name, "kwargs": {"step_cost": 0.1}, "eval_steps": 12}
     values = {"env": options | dict.fromkeys(lengths, 1), "seed": 3}
-    values |= {"algorithm": {"name": "mappo", "memory_dim": 8, "sequence_length": 1}}
+    values |= {
+        "algorithm": {"name": "mappo", "memory_dim": 8, "sequence_length": 1, "num_minibatches": 1}
+    }
     config = ExperimentConfig.from_dict(values).to_dict()
     algorithm = make_algorithm("mappo", env, 1, {"memory_dim": 8})
     policy = randomized(algorithm.execution_policy, std=0.3)
