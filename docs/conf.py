@@ -30,6 +30,7 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types and shapes are in the docstrings
 autodoc_preserve_defaults = True
@@ -48,5 +49,14 @@ def constructor_signature(
     return stringify_signature(shown, show_annotation=False), returns
 
 
+def no_module_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Leave out the docstring of a module whose page has an introduction."""
+    if what == "module" and name != "torchrl_agentmixer":
+        lines.clear()
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", no_module_docstring)
     app.connect("autodoc-process-signature", constructor_signature)

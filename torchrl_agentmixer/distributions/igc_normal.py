@@ -91,7 +91,7 @@ class IGCNormal(Independent):
 
     @property
     def deterministic_sample(self) -> torch.Tensor:
-        """The mode: the individual means, ``[*B, n_agents, action_dim]``."""
+        """The mode, which is the individual means, ``[*B, n_agents, action_dim]``."""
         return self.mode
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCNormal:

@@ -142,9 +142,9 @@ class BridgeCrossingEnv(TeamEnv):
 
     @property
     def decentralized_optimum(self) -> float:
-        r"""Best return of decentralized policies, :math:`-12 s`: always distinct passages.
+        r"""Best return of decentralized policies, :math:`-12 s`.
 
-        The tests compare it with all pairs of plans.
+        The agents always take distinct passages. The tests compare it with all pairs of plans.
         """
         self._check_optima()
         return -12 * self.step_cost

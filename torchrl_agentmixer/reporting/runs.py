@@ -44,7 +44,7 @@ class Run:
 
     @property
     def decentralized_execution(self) -> bool | None:
-        """Whether agents execute on their own observations; ``None``: not in the config."""
+        """Whether agents execute on their own observations; ``None`` if the config does not say."""
         return self.config.get("decentralized_execution")
 
     def joint_column(self, metric: str) -> str:
