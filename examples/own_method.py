@@ -44,7 +44,7 @@ class OptimisticMAPPO(MAPPO):
         super().__init__(env, total_frames, config)
 
         def optimistic(advantage: torch.Tensor, exclude_dims=()) -> torch.Tensor:
-            return leaky_relu(self.standardize(advantage, exclude_dims), config.leak)
+            return leaky_relu(self.standardize(advantage, exclude_dims=exclude_dims), config.leak)
 
         for module in self.modules():
             if isinstance(module, HuberPPOLoss):

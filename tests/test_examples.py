@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from torchrl_agentmixer.algorithms import MAPPO, PPOConfig, registry
+from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.reporting import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +26,8 @@ SCRIPTS = (
     "drop_in.py",
     "evaluate_decentralized.py",
     "export_actors.py",
+    "own_joint_policy.py",
+    "own_method.py",
     "ppo_trainer.py",
     "run_exported_team.py",
 )
@@ -105,6 +110,45 @@ def test_asymmetric_learning_failure(tmp_path, run_script):
 def test_drop_in(actions, run_script):
     output = run_script("examples/drop_in.py", "--actions", actions, "--frames", 3200)
     assert "team reward per step" in output
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Scripts register algorithms for this test only."""
+    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_own_method(run_script):
+    output = run_script("examples/own_method.py", "--seeds", 0, "--frames", 2_500)
+    assert re.findall(r"^\w+(?=: payoff of the modes)", output, re.M) == [
+        "mappo",
+        "optimistic_mappo",
+    ]
+
+
+def test_own_method_with_a_leak_of_one_is_mappo():
+    script = runpy.run_path(str(ROOT / "examples/own_method.py"))
+    env, configs = make_env("matrix/climbing", num_envs=20, seed=0), {}
+    for leak in (0.0, 1.0):
+        configs[leak] = script["OptimisticMAPPO"], script["OptimisticMAPPOConfig"](leak=leak)
+    configs["mappo"] = MAPPO, PPOConfig()
+    found = {}
+    for name, (cls, config) in configs.items():
+        torch.manual_seed(0)
+        algorithm = cls(env, 100, config)
+        algorithm.update(env.rollout(1, algorithm.policy).detach())
+        found[name] = torch.cat([p.flatten() for p in algorithm.policy.parameters()])
+    assert torch.equal(found[1.0], found["mappo"])
+    assert not torch.equal(found[0.0], found["mappo"])
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_own_joint_policy(run_script):
+    pytest.importorskip("vmas")
+    output = run_script("examples/own_joint_policy.py", "--frames", 20_000)
+    names = ["agent_mixer_continuous", "relative_scale"]
+    assert re.findall(r"^\w+(?=: return of the modes)", output, re.M) == names
 
 
 def test_ppo_trainer_trains_what_is_deployed(tmp_path, run_script):
