@@ -143,6 +143,7 @@ class MatrixGameEnv(TeamEnv):
             payoff.ndim, tuple(payoff.shape), 1, 1, num_envs=num_envs, device=device, seed=seed
         )
         self.payoff = payoff.to(self.device)
+        self._stochastic = bool(spread.any())
         self.spread = spread.expand_as(payoff).to(self.device)
         self._played = torch.full((num_envs, payoff.ndim), -1, device=self.device)
 
@@ -152,9 +153,12 @@ class MatrixGameEnv(TeamEnv):
     def _advance(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._played = actions
         joint = tuple(actions.unbind(-1))
-        luck = torch.where(self._rand(*self.batch_size) < 0.5, -1, 1) * self.spread[joint]
+        reward = self.payoff[joint]
+        if self._stochastic:
+            heads = self._rand(*self.batch_size) < 0.5
+            reward = reward + torch.where(heads, -1, 1) * self.spread[joint]
         terminated = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        return self.payoff[joint] + luck, terminated, ~terminated
+        return reward, terminated, ~terminated
 
     def _observe(self) -> tuple[torch.Tensor, torch.Tensor]:
         ones = torch.ones(*self.batch_size, self.n_agents, 1, device=self.device)
