@@ -33,6 +33,7 @@ FOUND = f"in torchrl {version('torchrl')}"
         (TensorboardLogger, "_create_experiment"),
         # Hooks that subclasses in this package override.
         (MAPPOLoss, "_critic_loss_inputs"),
+        (MAPPOLoss, "_maybe_normalize_advantage"),
         (MAPPOLoss, "_standardize_advantage"),
         (MultiAgentNetBase, "_build_single_net"),
         (MultiAgentNetBase, "_pre_forward_check"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchrl.modules import set_recurrent_mode
 
-from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.algorithms import available_algorithms, default_options, make_algorithm
 from torchrl_agentmixer.envs import RecallEnv, make_env, with_memory
+from torchrl_agentmixer.objectives import HuberPPOLoss
 
 
 def collect(env, policy, steps=8):
@@ -52,3 +53,31 @@ def test_gradients_reach_back_to_the_cue():
     (grad,) = torch.autograd.grad(last, seen)
     assert (grad[:, 0, 0] != 0).any()  # the first step of this agent
     assert (grad[:, :, 1] == 0).all()  # the other agent
+
+
+OPTIMISTIC = [name for name in available_algorithms() if "optimism" in default_options(name)]
+
+
+@pytest.mark.parametrize("name", OPTIMISTIC)
+def test_optimism_is_an_option_of_every_ppo_method(name):
+    """Same batch and same seed: the policy's step differs, and the option follows its schedule."""
+    parameters = {}
+    for start in (0.0, 1.0):
+        env = make_env("grid/predator_prey", num_envs=8, seed=0)
+        if name == "agent_mixer_continuous":
+            env = make_env("vmas/predator_prey", num_envs=8, seed=0)
+        torch.manual_seed(0)
+        options = {"optimism": {"start": start, "end": 0.25}, "epochs": 1, "num_minibatches": 1}
+        algorithm = make_algorithm(name, env, 128, options)
+        algorithm.update(collect(env, algorithm.policy))
+        found = [m.optimism for m in algorithm.modules() if isinstance(m, HuberPPOLoss)]
+        assert found, name
+        torch.testing.assert_close(
+            torch.stack(found), torch.full((len(found),), (start + 0.25) / 2)
+        )
+        parameters[start] = torch.cat([p.flatten() for p in algorithm.policy.parameters()])
+    assert not torch.equal(parameters[0.0], parameters[1.0])
+
+
+def test_all_ppo_methods_have_optimism():
+    assert {"mappo", "ippo", "happo", "mat", "armappo", "agent_mixer", "ail"} <= set(OPTIMISTIC)

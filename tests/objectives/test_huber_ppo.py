@@ -109,3 +109,22 @@ def test_without_standardize_it_is_torchrls():
 def test_thresholds_are_positive():
     with pytest.raises(ValueError, match="expected `huber_delta` > 0, got 0"):
         HuberPPOLoss(None, None, huber_delta=0.0)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_optimism_reduces_negative_advantages(normalize):
+    """The leak of OptiMAPPO after standardization, against a transcription at ratio 1."""
+    loss, data = example(optimism=0.75, normalize_advantage=normalize)
+    advantage = data["advantage"].double()
+    if normalize:
+        advantage = (advantage - advantage.mean()) / advantage.std()
+    expected = -torch.where(advantage < 0, 0.25 * advantage, advantage).mean().item()
+    assert loss(data.clone())["loss_objective"].item() == pytest.approx(expected, rel=1e-4)
+    loss.optimism.fill_(0.0)
+    without = -advantage.mean().item()
+    assert loss(data)["loss_objective"].item() == pytest.approx(without, rel=1e-4, abs=1e-5)
+
+
+def test_optimism_is_a_fraction():
+    with pytest.raises(ValueError, match=r"expected `optimism` in \[0, 1\], got 2"):
+        example(optimism=2.0)

@@ -21,7 +21,7 @@ from torchrl_agentmixer.algorithms.ppo import (
 )
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.objectives import HAPPOLoss, HuberPPOLoss
+from torchrl_agentmixer.objectives import HAPPOLoss, HuberPPOLoss, optimistic
 from torchrl_agentmixer.policies import actor_module, mode_policy, product_policy
 from torchrl_agentmixer.policies.product import LOG_PROB_KEY
 
@@ -115,7 +115,7 @@ class HAPPO(PPOAlgorithm):
         Adds the metrics ``factor`` and ``factor_std``: mean (1 in expectation) and standard
         deviation over the batch of the factor of earlier agents, averaged over agents.
         """
-        advantage = self.standardize(data["advantage"])  # [*B, 1]
+        advantage = optimistic(self.standardize(data["advantage"]), self.loss.optimism)  # [*B, 1]
         factor = torch.ones_like(advantage)
         logs = []
         for agent in self._order():

@@ -24,6 +24,7 @@ from torchrl_agentmixer.groups import state_dim
 from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.objectives import HuberPPOLoss
 from torchrl_agentmixer.policies import Sampled
+from torchrl_agentmixer.schedules import as_schedule
 
 
 class PPOAlgorithm(Algorithm):
@@ -127,6 +128,10 @@ class PPOAlgorithm(Algorithm):
                 if isinstance(module, ClipPPOLoss):
                     module.clip_epsilon_low.fill_(clip_epsilon[0])
                     module.clip_epsilon_high.fill_(clip_epsilon[1])
+        optimism = as_schedule(self.config.optimism)(progress)
+        for module in self.modules():
+            if isinstance(module, HuberPPOLoss):
+                module.optimism.fill_(optimism)
 
     def adam_step(self, loss: torch.Tensor) -> torch.Tensor:
         """Take one optimizer step with gradient clipping; return the gradient norm."""
@@ -202,6 +207,7 @@ def make_ppo_loss(
         clip_value=config.clip_value,
         critic_coeff=config.critic_coeff if trains_critic else 0.0,
         clip_epsilon=config.clip_epsilon_at(0.0),
+        optimism=as_schedule(config.optimism)(0.0),
         entropy_coeff=config.entropy_coeff,
         normalize_advantage=normalize_advantage,
         normalize_advantage_exclude_dims=(-2,) if advantage_per_agent else (),

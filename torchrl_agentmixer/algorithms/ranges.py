@@ -37,7 +37,15 @@ _AT_LEAST_ONE = (
     "replay_size",
     "sequence_length",
 )
-_FRACTIONS = ("consistency", "epsilon", "expert_share", "gae_lambda", "gamma", "modified_share")
+_FRACTIONS = (
+    "consistency",
+    "epsilon",
+    "expert_share",
+    "gae_lambda",
+    "gamma",
+    "modified_share",
+    "optimism",
+)
 
 # Interval of each hyperparameter by name, of all methods, for `check_fields`.
 RANGES: dict[str, str] = {

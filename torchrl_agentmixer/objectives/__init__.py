@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchrl_agentmixer.objectives.distillation import DistillationLoss, ExpertAdvantage
 from torchrl_agentmixer.objectives.happo import HAPPOLoss
-from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss
+from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss, optimistic
 from torchrl_agentmixer.objectives.maven import LatentPolicyLoss, MAVENLoss
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "HuberPPOLoss",
     "LatentPolicyLoss",
     "MAVENLoss",
+    "optimistic",
 ]

@@ -9,9 +9,11 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.objectives.multiagent import MAPPOLoss
 
+from torchrl_agentmixer._choices import check_values
+
 
 class HuberPPOLoss(MAPPOLoss):
-    r"""TorchRL's ``MAPPOLoss`` with a Huber value loss of any threshold.
+    r"""TorchRL's ``MAPPOLoss`` with a Huber value loss of any threshold, and optimism.
 
     The value loss of MAPPO (`arXiv 2103.01955 <https://arxiv.org/abs/2103.01955>`_) is quadratic up
     to an error of ``huber_delta`` and linear beyond. TorchRL's ``smooth_l1`` has the threshold 1,
@@ -31,10 +33,11 @@ class HuberPPOLoss(MAPPOLoss):
         critic_coeff (float): weight of the value loss.
         standardize (callable, optional): replaces TorchRL's standardization of the advantage, as
             ``standardize(advantage, exclude_dims=...)``, such as over several processes.
+        optimism (float): in [0, 1], see :func:`optimistic`. It is a buffer: change it in place.
         **kwargs: options of ``MAPPOLoss``.
 
     Raises:
-        ValueError: for a ``huber_delta`` that is not positive.
+        ValueError: for a ``huber_delta`` that is not positive, or an ``optimism`` out of [0, 1].
 
     Examples:
         >>> from tensordict import TensorDict
@@ -66,10 +69,14 @@ class HuberPPOLoss(MAPPOLoss):
         clip_value: float = 0.2,
         critic_coeff: float = 1.0,
         standardize: Callable[..., torch.Tensor] | None = None,
+        optimism: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if huber_delta <= 0:
-            raise ValueError(f"HuberPPOLoss: expected `huber_delta` > 0, got {huber_delta}.")
+        check_values(
+            "HuberPPOLoss",
+            huber_delta=(huber_delta, huber_delta > 0, "> 0"),
+            optimism=(optimism, 0 <= optimism <= 1, "in [0, 1]"),
+        )
         super().__init__(
             *args,
             clip_value=clip_value / huber_delta,
@@ -79,6 +86,8 @@ class HuberPPOLoss(MAPPOLoss):
         )
         self.huber_delta = huber_delta
         self.standardize = standardize
+        self.optimism: torch.Tensor
+        self.register_buffer("optimism", torch.tensor(float(optimism)), persistent=False)
 
     def _critic_loss_inputs(
         self,
@@ -97,3 +106,27 @@ class HuberPPOLoss(MAPPOLoss):
         if self.standardize is None:
             return super()._standardize_advantage(advantage, tensordict)
         return self.standardize(advantage, exclude_dims=self.normalize_advantage_exclude_dims)
+
+    def _maybe_normalize_advantage(
+        self, advantage: torch.Tensor, tensordict: TensorDictBase, **kwargs: Any
+    ) -> torch.Tensor:
+        advantage = super()._maybe_normalize_advantage(advantage, tensordict, **kwargs)
+        return optimistic(advantage, self.optimism)
+
+
+def optimistic(advantage: torch.Tensor, optimism: torch.Tensor | float) -> torch.Tensor:
+    """Multiply negative advantages by ``1 - optimism``.
+
+    Optimistic policy gradient (OptiMAPPO, `arXiv 2311.01953 <https://arxiv.org/abs/2311.01953>`_),
+    whose leak is ``1 - optimism``: an agent learns less from failures, which may be due to partners
+    that still explore.
+
+    Args:
+        advantage (Tensor): standardized advantages.
+        optimism (float or Tensor): in [0, 1]; 0 changes nothing.
+
+    Examples:
+        >>> optimistic(torch.tensor([-2.0, 1.0]), 0.75)
+        tensor([-0.5000,  1.0000])
+    """
+    return torch.where(advantage < 0, advantage * (1 - optimism), advantage)
