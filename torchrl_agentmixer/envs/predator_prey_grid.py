@@ -43,6 +43,8 @@ class PredatorPreyGridEnv(TeamEnv):
         n_predators (int): number of agents.
         n_prey (int): number of prey.
         penalty (float): team reward when exactly one predator is next to a prey; the paper's P.
+        spread (float): captures and lone attempts pay their reward plus or minus this number by a
+            fair coin, with the same mean; 0 in the paper.
         capture_reward (float): team reward of a capture.
         step_cost (float): team cost of every step.
         max_steps (int): time limit, in steps.
@@ -69,6 +71,7 @@ class PredatorPreyGridEnv(TeamEnv):
         n_predators: int = 2,
         n_prey: int = 1,
         penalty: float = 0.0,
+        spread: float = 0.0,
         capture_reward: float = 10.0,
         step_cost: float = 0.01,
         max_steps: int = 128,
@@ -90,6 +93,7 @@ class PredatorPreyGridEnv(TeamEnv):
             ),
             view=(view, view >= 1 and view % 2 == 1, ">= 1, odd"),
             penalty=(penalty, penalty <= 0, "<= 0 (a reward)"),
+            spread=(spread, spread >= 0, ">= 0"),
             prey_move_probs=(
                 prey_move_probs,
                 len(prey_move_probs) == len(MOVES) and is_distribution,
@@ -108,6 +112,7 @@ class PredatorPreyGridEnv(TeamEnv):
         self.grid_size, self.n_prey, self.max_steps = grid_size, n_prey, max_steps
         self._make_tables(grid_size, view)
         self._step_cost = step_cost
+        self._spread = spread
         self._rewards = torch.tensor([0.0, penalty, capture_reward], device=self.device)
         self._move_cdf = torch.tensor(prey_move_probs, device=self.device).cumsum(0)[:-1]
         # Cell numbers of predators, then of prey; see `_make_tables`.
@@ -171,6 +176,9 @@ class PredatorPreyGridEnv(TeamEnv):
         for j in range(n, n + self.n_prey):
             predators = (danger == self._cells[:, j, None]).sum(-1).clamp(max=2)
             reward = reward + self._rewards[predators]
+            if self._spread:
+                coin = torch.where(self._rand(*self.batch_size) < 0.5, -1.0, 1.0)
+                reward = reward + self._spread * coin * (predators > 0)
             self._cells[:, j].masked_fill_(predators == 2, _GONE)
             self._move(j, self._first_safe(self._cells[:, j], draws[:, j - n], danger))
         self._time = self._time + 1
