@@ -62,7 +62,8 @@ def main(seed: int, frames: int) -> dict[str, float]:
     env |= {"frames_per_batch": 20_000, "eval_interval": frames, "eval_steps": 100}
     returns = {}
     for name in ("agent_mixer_continuous", "relative_scale"):
-        values = {"env": env, "algorithm": {"name": name}, "seed": seed}
+        algorithm = {"name": name, "num_components": 0, "ratio": "team"}  # a joint scale
+        values = {"env": env, "algorithm": algorithm, "seed": seed}
         values |= {"plots": False, "num_threads": 1}
         row = run(ExperimentConfig.from_dict(values), tempfile.mkdtemp())
         returns[name] = row["eval_return"]

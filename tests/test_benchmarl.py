@@ -176,7 +176,7 @@ def first_batch(run):
 
 
 def test_continuous_log_prob_is_the_teams(tmp_path):
-    run = experiment(tmp_path, config=algorithm(use_tanh_normal=False))
+    run = experiment(tmp_path, config=algorithm(use_tanh_normal=False, num_components=0))
     batch = first_batch(run)["agents"]
     expected = Normal(batch["loc"], batch["joint_scale"]).log_prob(batch["action"]).sum((-2, -1))
     assert batch["log_prob"].shape == batch.batch_size == (4, 10, 4)
@@ -236,7 +236,7 @@ def test_a_modifier_that_does_not_learn_stays(tmp_path):
     assert not changed & modifier
 
 
-@pytest.mark.parametrize(("continuous", "lr"), [(True, 3e-5), (False, 5e-3)])
+@pytest.mark.parametrize(("continuous", "lr"), [(True, 1e-3), (False, 5e-3)])
 def test_default_learning_rate_of_the_modifier(tmp_path, continuous, lr):
     run = experiment(tmp_path, continuous)
     assert run.optimizers["agents"]["loss_objective"].param_groups[1]["lr"] == lr

@@ -12,10 +12,12 @@ from torchrl_agentmixer.algorithms import (
     make_algorithm,
 )
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
+from torchrl_agentmixer.objectives import HuberPPOLoss
 
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}
 EQ_12 = {"num_components": 0, "temperature": 1.0, **ONE_STEP}
 MIXTURE = {"num_components": 3, "temperature": 1.0, **ONE_STEP}
+JOINT_SCALE = {"num_components": 0, "head_gain": 2.0}
 FALLING = {"start": 1.0, "end": 0.0, "until": 0.5}
 
 
@@ -111,9 +113,11 @@ def test_only_a_mixture_has_a_modified_share(num_components):
 
 
 CASES = [
-    ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0}),
-    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "team", "head_gain": 2.0}),
-    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "agent", "head_gain": 2.0}),
+    ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0, "optimism": 0.0}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "team"}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "agent"}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "team"}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "agent"}),
 ]
 
 
@@ -143,10 +147,39 @@ def test_ratio_against_a_transcription(name, env_name, options):
     torch.testing.assert_close(losses["clip_fraction"], outside)
 
 
+def test_continuous_plans_end_as_mappo():
+    """After annealing, with one ratio per agent, the objective on a batch is MAPPO's."""
+    env = make_env("vmas/predator_prey", num_envs=16, seed=0)
+    options = {"strength": FALLING, "clip_epsilon": 0.2}
+    algorithm = make_algorithm("agent_mixer_continuous", env, 16 * 8, options)
+    algorithm.update(collect(env, algorithm.policy))
+    data = collect(env, algorithm.policy).reshape(-1)
+    assert data["agents", "action_log_prob"].shape == (16 * 8, 3)
+    data["advantage"], data["value_target"] = torch.randn(2, *data.shape, 1).unbind()
+    data["state_value"] = algorithm.critic(data.copy())["state_value"].detach()
+    for parameter in algorithm.execution_policy.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    mappo = HuberPPOLoss(
+        algorithm.policy.decentralized(deterministic=False),
+        algorithm.critic,
+        functional=False,
+        normalize_advantage=True,
+        normalize_advantage_exclude_dims=(),
+        clip_epsilon=0.2,
+    )
+    mappo.set_keys(action=("agents", "action"))
+    ours, theirs = algorithm.loss(data.clone()), mappo(data.clone())
+    assert ours["clip_fraction"] > 0
+    for key in ("loss_objective", "entropy", "clip_fraction"):
+        torch.testing.assert_close(ours[key], theirs[key])
+    assert algorithm.policy.actors[0].module.scale_param.requires_grad
+
+
 def test_continuous_metrics_omit_what_is_not_trained():
-    """Individual scales are frozen: no metrics of divergence and of sampled individual policies."""
+    """Under a joint scale individual scales are frozen: no metrics that read them."""
     env = make_env("vmas/predator_prey", num_envs=4, seed=0)
-    algorithm = make_algorithm("agent_mixer_continuous", env, 10_000, ONE_STEP)
+    options = {**JOINT_SCALE, **ONE_STEP}
+    algorithm = make_algorithm("agent_mixer_continuous", env, 10_000, options)
     metrics = algorithm.update(collect(env, algorithm.policy))
     assert "divergence" not in metrics
     assert metrics["mode_agreement"] == 1.0
@@ -160,8 +193,8 @@ def test_continuous_metrics_omit_what_is_not_trained():
     [
         ("agent_mixer", "scale_bound"),
         ("agent_mixer", "ratio"),
-        ("agent_mixer_continuous", "strength"),
-        ("agent_mixer_continuous", "num_components"),
+        ("agent_mixer_continuous", "temperature"),
+        ("agent_mixer_continuous", "consistency"),
     ],
 )
 def test_options_of_other_actions_do_not_exist(name, option):
@@ -179,5 +212,5 @@ def test_number_of_options_in_addition_to_ppo():
     """At most 14, discrete and continuous together."""
     ppo = set(vars(PPOConfig()))
     own = (set(vars(AgentMixerConfig())) | set(vars(ContinuousAgentMixerConfig()))) - ppo
-    assert len(ppo) == 19
+    assert len(ppo) == 20
     assert len(own) <= 14, sorted(own)

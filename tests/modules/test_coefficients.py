@@ -62,7 +62,7 @@ def test_annealed_by_their_schedules():
 
 def test_schedules_by_name():
     schedules = IGCSchedules(strength=0.5, temperature={"start": 2.0, "end": 1.0}).schedules()
-    assert list(schedules) == ["temperature", "strength", "consistency", "modified_share"]
-    assert [schedule(0.5) for schedule in schedules.values()] == [1.5, 0.5, 0.0, 1.0]
+    assert list(schedules) == ["strength", "modified_share", "temperature", "consistency"]
+    assert [schedule(0.5) for schedule in schedules.values()] == [0.5, 1.0, 1.5, 0.0]
     with pytest.raises(TypeError):
         IGCSchedules(0.5)

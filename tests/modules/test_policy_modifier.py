@@ -250,8 +250,8 @@ def test_input_errors_name_what_came_and_what_was_expected(state, params, featur
 @pytest.mark.parametrize(
     ("team", "options", "message"),
     [
-        ("continuous", {"num_components": 2}, "continuous.*'num_components'"),
-        ("both kinds", {"num_components": 2}, "continuous.*'num_components'"),
+        ("continuous", {"temperature": 2.0}, "continuous.*'temperature'"),
+        ("both kinds", {"num_components": 2}, "`num_components` 0 for groups of discrete and"),
         ("no features", {"scale_bound": 1.0}, "discrete.*'scale_bound'"),
         ("no features", {"num_components": -1}, "`num_components` >= 0, got -1"),
         ("no features", {"channels": 0}, "`channels` >= 1, got 0"),

@@ -52,7 +52,7 @@ def test_groups_of_both_kinds_have_continuous_options_and_no_mixture():
     out = policy(td)
     assert "component_logits" not in out
     assert ("scouts", "modified_share") not in out.keys(True)
-    with pytest.raises(ValueError, match="'num_components'"):
+    with pytest.raises(ValueError, match="`num_components` 0"):
         both_kinds(modifier_kwargs={"num_components": 2})
 
 
@@ -324,7 +324,7 @@ def test_coefficients_without_discrete_actions():
     assert policy.coefficients is None
     policy.anneal(0.5)
     policy.set_coefficients()
-    with pytest.raises(ValueError, match=r"\['strength'\], but no group has discrete actions"):
+    with pytest.raises(ValueError, match=r"\['strength'\], but the joint policy has none"):
         policy.set_coefficients(strength=0.5)
     with pytest.raises(ValueError, match=r"no schedules.*\['strength'\]"):
         build(("tanks",), strength=0.5)

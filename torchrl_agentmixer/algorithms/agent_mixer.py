@@ -20,11 +20,15 @@ from torchrl_agentmixer.modules import (
     ContinuousModifierOptions,
     DiscreteModifierOptions,
     IGCSchedules,
+    PlanSchedules,
 )
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
-from torchrl_agentmixer.schedules import Schedule, schedule_or_number
+from torchrl_agentmixer.schedules import Schedule, Scheduled, schedule_or_number
 
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
+_HALF = Schedule(0.5, 1.0, since=0.5, until=0.5)
+_EARLY = Schedule(1.0, 0.0, until=0.25)
+_OPTIMISTIC = Schedule(1.0, 0.0, since=0.4, until=0.5)
 
 
 @dataclass(kw_only=True)
@@ -43,6 +47,8 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
     lr_modifier: float = 5e-3
     clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
+    modified_share: Scheduled = _HALF
+    optimism: Scheduled = _OPTIMISTIC
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,35 +65,48 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
 
 @dataclass(kw_only=True)
-class ContinuousAgentMixerConfig(ContinuousModifierOptions, PPOConfig):
+class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOConfig):
     """Hyperparameters of AgentMixer for continuous actions.
 
-    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_. Options of the
-    Policy Modifier are described in
-    :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions`.
+    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_, with a mixture of
+    joint plans by default; ``num_components=0`` is the paper's joint scale. Options of the Policy
+    Modifier and schedules of the joint policy are described in
+    :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions` and
+    :class:`~torchrl_agentmixer.modules.PlanSchedules`.
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
-        ratio: ratio of new to old probability in PPO's objective: one per ``"team"`` (Eq. 13), or
-            one per ``"agent"`` as in MAPPO, for one group of agents.
+        ratio: ratio of new to old probability in PPO's objective: one per ``"agent"`` as in MAPPO,
+            or one per ``"team"`` (Eq. 13). Several groups of agents always have one per team.
 
     Raises:
         ValueError: for an unknown ``ratio``.
     """
 
     lr: float = 1e-3
-    lr_modifier: float = 3e-5
+    lr_modifier: float = 1e-3
     epochs: int = 4
     entropy_coeff: float = 0.0
-    ratio: Literal["team", "agent"] = "team"
+    channels: int = 32
+    head_gain: float = 1.0
+    num_components: int = 16
+    strength: Scheduled = _EARLY
+    modified_share: Scheduled = 0.5
+    ratio: Literal["team", "agent"] = "agent"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in option_values(self, PlanSchedules).items():
+            setattr(self, name, schedule_or_number(value))
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Options of :class:`~torchrl_agentmixer.policies.AgentMixerPolicy`."""
+        schedules = option_values(self, PlanSchedules) if self.num_components else {}
         return {
             "modifier_kwargs": option_values(self, ContinuousModifierOptions),
             "distribution": self.distribution,
-            "joint": self.ratio == "team",
+            **schedules,
         }
 
 
@@ -127,9 +146,12 @@ class AgentMixer(PPOAlgorithm):
         config: AgentMixerConfig | ContinuousAgentMixerConfig | None = None,
     ) -> None:
         config = config or self.config_class()
-        self.supported_groups(env)
+        groups = self.supported_groups(env)
         policy = self.policy_class.from_env(
-            env, actor_kwargs=config.actor_kwargs, **config.policy_kwargs
+            env,
+            actor_kwargs=config.actor_kwargs,
+            joint=len(groups) > 1 or getattr(config, "ratio", "team") == "team",
+            **config.policy_kwargs,
         ).to(env.device)
         critic, value_norm = central_critic(env, config)
         loss = make_ppo_loss(policy, critic, config, value_norm)
@@ -150,7 +172,8 @@ class AgentMixer(PPOAlgorithm):
                 {"params": [*actors, *critic.parameters()], "lr": config.lr},
                 {"params": modifier, "lr": config.lr_modifier},
             ],
-            evaluated={} if self.continuous else evaluated,
+            # The joint mode of a joint scale is always the individual mode.
+            evaluated=evaluated if policy.coefficients is not None else {},
         )
         self.on_progress(0.0)
 

@@ -31,11 +31,11 @@ class ClippedUpdateConfig:
             which may be a :class:`~torchrl_agentmixer.schedules.Schedule`. A wider range above 1 is
             DAPO's "clip-higher" (`arXiv 2503.14476 <https://arxiv.org/abs/2503.14476>`_): rare
             large advantages act for more than one step.
-        optimism: share in [0, 1] by which negative standardized advantages are reduced, a number or a
-            :class:`~torchrl_agentmixer.schedules.Schedule`. It is 1 minus the leak of OptiMAPPO
-            (`arXiv 2311.01953 <https://arxiv.org/abs/2311.01953>`_). It helps where agents must act
-            together and a lone attempt costs something, and mistakes luck for skill where payoffs
-            are stochastic.
+        optimism: share in [0, 1] by which negative standardized advantages are reduced: a number,
+            or a :class:`~torchrl_agentmixer.schedules.Schedule`. It is 1 minus the leak of
+            OptiMAPPO (`arXiv 2311.01953 <https://arxiv.org/abs/2311.01953>`_). It helps where
+            agents must act together and a lone attempt costs something, and mistakes luck for skill
+            where payoffs are stochastic.
         clip_value: clipping range of the value, in normalized units.
         entropy_coeff: weight of the entropy bonus.
         critic_coeff: weight of the value loss.

@@ -18,18 +18,18 @@ from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.ranges import RANGES
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
-from torchrl_agentmixer.modules import ContinuousModifierOptions, JointActionCritic
+from torchrl_agentmixer.modules import JointActionCritic, JointScaleOptions
 from torchrl_agentmixer.policies import AgentMixerPolicy, consistency_metrics
 
 
 @dataclass(kw_only=True)
-class AgentMixerSACConfig(ContinuousModifierOptions):
+class AgentMixerSACConfig(JointScaleOptions):
     """Hyperparameters of AgentMixer with SAC.
 
     SAC with a learned alpha (`arXiv 1812.05905 <https://arxiv.org/abs/1812.05905>`_).
 
     Options of the Policy Modifier are described in
-    :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions`; its scale is before squashing.
+    :class:`~torchrl_agentmixer.modules.JointScaleOptions`; its scale is before squashing.
 
     Args:
         lr: learning rate of actors, critics and alpha.
@@ -126,7 +126,7 @@ class AgentMixerSAC(Algorithm):
                 "share_params": config.share_params,
                 "input_norm": config.input_norm,
             },
-            modifier_kwargs=option_values(config, ContinuousModifierOptions),
+            modifier_kwargs=option_values(config, JointScaleOptions),
             distribution="tanh_normal",
         ).to(env.device)
         self.execution_policy = self.policy.decentralized()

@@ -27,7 +27,9 @@ from torchrl_agentmixer.algorithms import ContinuousAgentMixerConfig as Continuo
 from torchrl_agentmixer.benchmarl.team_distribution import TeamDistribution
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import PolicyModifier
+from torchrl_agentmixer.objectives import optimistic
 from torchrl_agentmixer.policies import AgentMixerPolicy
+from torchrl_agentmixer.schedules import as_schedule
 
 
 class AgentMixer(Mappo):
@@ -109,7 +111,7 @@ class AgentMixer(Mappo):
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
-        """BenchMARL's advantages, averaged over agents and normalized.
+        """BenchMARL's advantages, averaged over agents, normalized and optimistic.
 
         BenchMARL's MAPPO does not normalize. The joint scale of continuous actions learns slowly:
         while the critic overestimates, all advantages are negative, and the means would diverge
@@ -119,7 +121,15 @@ class AgentMixer(Mappo):
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
         team = advantage.mean(-2, keepdim=True)
         team = (team - team.mean()) / team.std().clamp_min(1e-6)
+        recipe = self._recipe(continuous=not self.policies[group].groups[0].discrete)
+        team = optimistic(team, as_schedule(recipe.optimism)(self.progress))
         return batch.set((group, "advantage"), team.expand_as(advantage).clone())
+
+    @property
+    def progress(self) -> float:
+        """Completed fraction of training, in [0, 1]."""
+        total = self.experiment.config.get_max_n_frames(self.experiment.on_policy)
+        return min(1.0, self.experiment.total_frames / total)
 
     def _agents(self, group: str, continuous: bool) -> AgentGroup:
         action = self.action_spec[group, "action"]
@@ -155,6 +165,7 @@ class AgentMixer(Mappo):
 # Fields of this package's configs that are options of BenchMARL's algorithm.
 OPTIONS = (
     "lr_modifier",
+    "optimism",
     "channels",
     "head_gain",
     "num_components",
@@ -177,8 +188,10 @@ class AgentMixerConfig(MappoConfig):
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
-        channels, head_gain: of the Policy Modifier.
-        num_components, temperature, strength, consistency, modified_share: discrete actions.
+        optimism: share by which negative normalized advantages are reduced.
+        channels, head_gain, num_components: of the Policy Modifier.
+        strength, modified_share: of the joint policy.
+        temperature, consistency: discrete actions.
         scale_bound, scale_gain: continuous actions.
 
     Raises:
@@ -191,6 +204,7 @@ class AgentMixerConfig(MappoConfig):
     """
 
     lr_modifier: float | None = None
+    optimism: Any = None
     channels: int | None = None
     head_gain: float | None = None
     num_components: int | None = None
@@ -222,9 +236,7 @@ class _Annealing(Callback):
 
     def on_train_end(self, training_td: TensorDictBase, group: str) -> None:
         if group in self.algorithm.policies:
-            experiment = self.algorithm.experiment
-            total = experiment.config.get_max_n_frames(experiment.on_policy)
-            self.algorithm.policies[group].anneal(min(1.0, experiment.total_frames / total))
+            self.algorithm.policies[group].anneal(self.algorithm.progress)
 
 
 class _Flat(nn.Module):

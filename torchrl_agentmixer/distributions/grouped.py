@@ -15,7 +15,7 @@ from torchrl_agentmixer.distributions.igc_mixture import IGCMixture, kl_to_produ
 Actions = Any  # one tensor per group, a tuple of them, or a tensordict
 
 
-class _Grouped(Distribution):
+class GroupedBase(Distribution):
     """Base class of distributions whose samples are tuples of one tensor per group."""
 
     arg_constraints: ClassVar[dict] = {}
@@ -36,7 +36,7 @@ class _Grouped(Distribution):
         return given
 
 
-class GroupedDistribution(_Grouped):
+class GroupedDistribution(GroupedBase):
     """Product of the joint distributions of several groups.
 
     A sample is a tuple with one tensor per group. Log-probability and entropy are one number per
@@ -115,7 +115,7 @@ class GroupedDistribution(_Grouped):
         )
 
 
-class GroupedMixture(_Grouped):
+class GroupedMixture(GroupedBase):
     """One :class:`IGCMixture` over the agents of several groups.
 
     The team draws one component. All agents are on one axis; groups with fewer actions are padded
@@ -185,7 +185,7 @@ def _kl_grouped_mixture(p: GroupedMixture, q: GroupedDistribution) -> torch.Tens
     return kl_to_product(p.mixture, join_agents(logits, torch.finfo(logits[0].dtype).min))
 
 
-def _check_same_groups(p: _Grouped, q: _Grouped) -> None:
+def _check_same_groups(p: GroupedBase, q: GroupedBase) -> None:
     if p.names != q.names:
         raise ValueError(
             f"kl_divergence: expected the same groups on both sides, got {p.names} and {q.names}."
@@ -220,9 +220,9 @@ class GroupedDistributionBuilder:
         self.kwargs = {name: dict((kwargs or {}).get(name, {})) for name in classes}
 
     def __call__(self, **arguments: torch.Tensor | None) -> Distribution:
-        by_group = _by_group(self.classes, arguments)
+        own = by_group(self.classes, arguments)
         distributions = {
-            name: distribution(**by_group[name], **self.kwargs[name])
+            name: distribution(**own[name], **self.kwargs[name])
             for name, distribution in self.classes.items()
         }
         if len(distributions) == 1:
@@ -255,7 +255,7 @@ class GroupedMixtureBuilder:
     def __call__(
         self, *, component_logits: torch.Tensor, **arguments: torch.Tensor
     ) -> Distribution:
-        groups = list(_by_group(self.names, arguments).values())
+        groups = list(by_group(self.names, arguments).values())
         weights: dict[str, Any] = {
             "component_logits": component_logits,
             "validate_args": self.validate_args,
@@ -288,9 +288,10 @@ def join_agents(tensors: Sequence[torch.Tensor], fill: float | bool, dim: int = 
     return torch.cat([F.pad(x, (0, width - x.shape[-1]), value=fill) for x in tensors], dim)
 
 
-def _by_group(names: Sequence[str] | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict:
-    by_group: dict[str, dict[str, Any]] = {name: {} for name in names}
+def by_group(names: Sequence[str] | Mapping[str, Any], arguments: Mapping[str, Any]) -> dict:
+    """Arguments ``"<group>.<argument>"`` as one mapping per group."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in arguments.items():
         group, name = key.rsplit(".", 1)
-        by_group[group][name] = value
-    return by_group
+        found[group][name] = value
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, register_kl
 
+from torchrl_agentmixer.distributions._mixture import team_weights
 from torchrl_agentmixer.distributions._validation import check_finite, should_validate
 from torchrl_agentmixer.distributions.igc_categorical import (
     Coefficient,
@@ -17,8 +18,6 @@ from torchrl_agentmixer.distributions.igc_categorical import (
 
 # The exact mode enumerates all joint actions; larger teams use the components' modes.
 MAX_JOINT_ACTIONS = 256
-# Replaces log 0 where terms are added: finite, so that gradients are finite.
-_LOWEST = -1e9
 
 
 class IGCMixture(MixtureSameFamily):
@@ -103,12 +102,7 @@ class IGCMixture(MixtureSameFamily):
             _over_components(strength),
             _over_components(consistency),
         )
-        share = torch.as_tensor(modified_share, dtype=logits.dtype, device=logits.device)
-        share = share.expand(*logits.shape[:-1], 1)[..., 0, :]  # [*B, 1]
-        weights = component_logits.log_softmax(-1)
-        weights = torch.cat(
-            [(-share).log1p().clamp_min(_LOWEST), weights + share.log().clamp_min(_LOWEST)], -1
-        )
+        weights = team_weights(component_logits, modified_share, logits.shape[:-1])
         every = torch.cat([self.product.logits.unsqueeze(-3), modified], -3)
         super().__init__(
             Categorical(logits=weights, validate_args=False),

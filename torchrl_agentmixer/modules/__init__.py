@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor, MultiAgentBody
 from torchrl_agentmixer.modules.central_actor import CentralActor
-from torchrl_agentmixer.modules.coefficients import IGCCoefficients, IGCSchedules
+from torchrl_agentmixer.modules.coefficients import IGCCoefficients, IGCSchedules, PlanSchedules
 from torchrl_agentmixer.modules.critics import (
     CentralCritic,
     DecentralizedCritic,
@@ -13,11 +13,12 @@ from torchrl_agentmixer.modules.critics import (
 )
 from torchrl_agentmixer.modules.latent import LatentMixer, LatentUtilities
 from torchrl_agentmixer.modules.mixer import MixerBlock
-from torchrl_agentmixer.modules.policy_modifier import (
+from torchrl_agentmixer.modules.modifier_options import (
     ContinuousModifierOptions,
     DiscreteModifierOptions,
-    PolicyModifier,
+    JointScaleOptions,
 )
+from torchrl_agentmixer.modules.policy_modifier import PolicyModifier
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 from torchrl_agentmixer.modules.transformer import ActionDecoder, ObservationEncoder
 
@@ -33,12 +34,14 @@ __all__ = [
     "IGCCoefficients",
     "IGCSchedules",
     "JointActionCritic",
+    "JointScaleOptions",
     "LatentMixer",
     "LatentUtilities",
     "MixerBlock",
     "MultiAgentBody",
     "MultiAgentGRU",
     "ObservationEncoder",
+    "PlanSchedules",
     "PolicyModifier",
     "value_module",
 ]

@@ -1,4 +1,4 @@
-"""Coefficients of the discrete IGC distributions, annealed over training."""
+"""Coefficients of the IGC distributions, annealed over training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,33 @@ from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
 _ANNEALED = Schedule(3.0, 0.0, until=0.5)
+_SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.5)
 
 
 @dataclass(kw_only=True)
-class IGCSchedules:
+class PlanSchedules:
+    r"""Coefficients of a mixture of continuous joint plans over training; numbers or schedules.
+
+    The defaults anneal the correlation to zero during the first half of training.
+
+    Args:
+        strength: :math:`\lambda`, factor of the perturbation; 0 is the individual policy. In Eq. 12
+            of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_ it is 1.
+        modified_share: :math:`\beta` in [0, 1], the weight of the modified components in
+            :class:`~torchrl_agentmixer.distributions.IGCMixture` and
+            :class:`~torchrl_agentmixer.distributions.IGCNormalMixture`.
+    """
+
+    strength: Scheduled = _SHIFTS_ANNEALED
+    modified_share: Scheduled = 1.0
+
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedule of each coefficient by name."""
+        return {field.name: as_schedule(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(kw_only=True)
+class IGCSchedules(PlanSchedules):
     r"""Coefficients of the discrete joint policy over training; numbers or schedules.
 
     The defaults anneal the correlation to zero during the first half of training, and lower the
@@ -26,30 +49,22 @@ class IGCSchedules:
     Args:
         temperature: :math:`\tau` of Eq. 12 of `arXiv 2401.08728
             <https://arxiv.org/abs/2401.08728>`_, > 0.
-        strength: factor of the noise of Eq. 12; the paper has 1, and 0 is the individual policy.
         consistency: in [0, 1]; the paper has 0, and 1 keeps the individual modes exactly.
-        modified_share: :math:`\beta` in [0, 1], the weight of the modified components in
-            :class:`~torchrl_agentmixer.distributions.IGCMixture`.
     """
 
-    temperature: Scheduled = _SHARPENED
     strength: Scheduled = _ANNEALED
+    temperature: Scheduled = _SHARPENED
     consistency: Scheduled = 0.0
-    modified_share: Scheduled = 1.0
-
-    def schedules(self) -> dict[str, Schedule]:
-        """The schedule of each coefficient by name."""
-        return {f.name: as_schedule(getattr(self, f.name)) for f in fields(IGCSchedules)}
 
 
 class IGCCoefficients(TensorDictModuleBase):
-    """Module that writes the coefficients of the discrete IGC distributions.
+    """Module that writes the coefficients of the IGC distributions.
 
     The values are buffers that :meth:`set` and :meth:`anneal` change in place: collectors, losses
     and compiled graphs of the policy read the new values.
 
     Args:
-        logits_keys (sequence of NestedKey): one entry ``[*B, n_agents, n_actions]`` per group.
+        keys (sequence of NestedKey): ``logits`` or ``loc`` of each group, ``[*B, n_agents, size]``.
             Each coefficient is written next to it, with shape ``[*B, n_agents, 1]``.
 
     Keyword Args:
@@ -68,11 +83,11 @@ class IGCCoefficients(TensorDictModuleBase):
         (torch.Size([4, 3, 1]), 0.25)
     """
 
-    def __init__(self, logits_keys: Sequence[NestedKey], **schedules: Scheduled) -> None:
+    def __init__(self, keys: Sequence[NestedKey], **schedules: Scheduled) -> None:
         super().__init__()
         self.schedules = {name: as_schedule(value) for name, value in schedules.items()}
-        self.in_keys = list(logits_keys)
-        self.out_keys = [_sibling(key, name) for key in logits_keys for name in self.schedules]
+        self.in_keys = list(keys)
+        self.out_keys = [_sibling(key, name) for key in keys for name in self.schedules]
         for name, schedule in self.schedules.items():
             self.register_buffer(name, torch.tensor(schedule(0.0)))
 
@@ -88,10 +103,10 @@ class IGCCoefficients(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.in_keys:
-            logits = tensordict.get(key)
+            params = tensordict.get(key)
             for name in self.schedules:
-                value = getattr(self, name).to(logits.dtype)
-                tensordict.set(_sibling(key, name), value.expand(*logits.shape[:-1], 1).clone())
+                value = getattr(self, name).to(params.dtype)
+                tensordict.set(_sibling(key, name), value.expand(*params.shape[:-1], 1).clone())
         return tensordict
 
 

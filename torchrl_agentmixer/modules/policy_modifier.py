@@ -12,44 +12,14 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import nn
 
-from torchrl_agentmixer._choices import check_at_least, check_known, check_values
+from torchrl_agentmixer._choices import check_at_least, check_known
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules.mixer import MixerBlock
 from torchrl_agentmixer.modules.mlp import orthogonal_
-
-
-@dataclass(kw_only=True)
-class DiscreteModifierOptions:
-    """Options of a :class:`PolicyModifier` where all groups have discrete actions.
-
-    Args:
-        channels: token width ``d``.
-        head_gain: gain of the heads' orthogonal initialization, which sets the initial deviation of
-            the joint policy; the authors use 0.01.
-        num_components: components of :class:`~torchrl_agentmixer.distributions.IGCMixture`, or 0
-            for the paper's form with one perturbation (Eq. 12).
-    """
-
-    channels: int = 32
-    head_gain: float = 2.0
-    num_components: int = 16
-
-
-@dataclass(kw_only=True)
-class ContinuousModifierOptions:
-    """Options of a :class:`PolicyModifier` where a group has continuous actions.
-
-    Args:
-        channels: token width ``d``.
-        head_gain: gain of the heads' orthogonal initialization.
-        scale_bound: ``c``, the largest joint scale, in the unit of the action.
-        scale_gain: ``g``, the slope inside the sigmoid.
-    """
-
-    channels: int = 64
-    head_gain: float = 0.01
-    scale_bound: float = 0.75
-    scale_gain: float = 0.3
+from torchrl_agentmixer.modules.modifier_options import (
+    ContinuousModifierOptions,
+    modifier_options,
+)
 
 
 class PolicyModifier(TensorDictModuleBase):
@@ -69,7 +39,8 @@ class PolicyModifier(TensorDictModuleBase):
     - writes for discrete actions ``("agents", "perturbation")``, the :math:`x` of Eq. 12, ``[*B,
       n, K]``, or with ``m`` components ``[*B, n, m, K]`` and ``"component_logits"`` ``[*B, m]``;
     - writes for continuous actions ``("agents", "joint_scale")`` :math:`c\,\sigma(g x)`, ``[*B, n,
-      A]``.
+      A]``, or with ``m`` components ``("agents", "perturbation")`` :math:`\tanh(x)`, ``[*B, n, m,
+      A]``, shifts of the means, and ``"component_logits"``.
 
     :meth:`set_keys` renames entries; keys of agents are relative to their group. Policy parameters
     and features are detached: no gradient of the Modifier reaches the individual policies. Called
@@ -83,7 +54,8 @@ class PolicyModifier(TensorDictModuleBase):
         features_dim (int or mapping): size of the actors' features, of all groups or by group name;
             0 without features.
         **options: fields of :class:`DiscreteModifierOptions` if all groups have discrete actions,
-            else of :class:`ContinuousModifierOptions`. A mixture needs all groups discrete.
+            else of :class:`ContinuousModifierOptions`. A mixture needs all groups discrete, or all
+            continuous.
 
     Raises:
         ValueError: without a group, for an unknown option, a size out of range, and in ``forward``
@@ -126,8 +98,8 @@ class PolicyModifier(TensorDictModuleBase):
         if not groups:
             raise ValueError("PolicyModifier: expected at least one group of agents, got none.")
         self.groups = tuple(groups)
-        self.options = _options(groups, options)
-        self.num_components: int = getattr(self.options, "num_components", 0)
+        self.options = modifier_options(groups, options)
+        self.num_components: int = self.options.num_components
         self.state_dim = state_dim
         self.features_dims = [
             features_dim if isinstance(features_dim, int) else features_dim.get(group.name, 0)
@@ -173,7 +145,8 @@ class PolicyModifier(TensorDictModuleBase):
         for group, features_dim in zip(self.groups, self.features_dims, strict=True):
             self.in_keys += self.params_keys(group)
             self.in_keys += [self.key(group, "features")] if features_dim else []
-            output = "perturbation" if group.discrete else "joint_scale"
+            perturbs = group.discrete or self.num_components
+            output = "perturbation" if perturbs else "joint_scale"
             self.out_keys.append(self.key(group, output))
         if self.num_components:
             self.out_keys.append(self.tensor_keys.component_logits)
@@ -252,30 +225,16 @@ class PolicyModifier(TensorDictModuleBase):
 
     def output(self, group: AgentGroup, x: torch.Tensor) -> torch.Tensor:
         """The entry of a group for its head's output ``x`` ``[*B, n, ...]``."""
+        if self.num_components:
+            x = x.unflatten(-1, (self.num_components, -1))
+            return x if group.discrete else torch.tanh(x)
         if isinstance(self.options, ContinuousModifierOptions) and not group.discrete:
             return self.options.scale_bound * torch.sigmoid(self.options.scale_gain * x)
-        return x.unflatten(-1, (self.num_components, -1)) if self.num_components else x
+        return x
 
 
 def _encoder(in_dim: int, channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, channels), nn.ReLU(), nn.LayerNorm(channels))
-
-
-def _options(
-    groups: Sequence[AgentGroup], given: Mapping[str, Any]
-) -> DiscreteModifierOptions | ContinuousModifierOptions:
-    discrete = all(group.discrete for group in groups)
-    kind = "discrete" if discrete else "continuous"
-    cls = DiscreteModifierOptions if discrete else ContinuousModifierOptions
-    check_known(f"option for {kind} actions", given, [field.name for field in fields(cls)])
-    options = cls(**given)
-    if isinstance(options, DiscreteModifierOptions):
-        check_at_least("PolicyModifier", 0, num_components=options.num_components)
-    else:
-        bound, gain = options.scale_bound, options.scale_gain
-        positive = {"scale_bound": (bound, bound > 0, "> 0"), "scale_gain": (gain, gain > 0, "> 0")}
-        check_values("PolicyModifier", **positive)
-    return options
 
 
 def _check(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> None:

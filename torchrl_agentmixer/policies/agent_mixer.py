@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import GaussianActor, IGCCoefficients, PolicyModifier
 from torchrl_agentmixer.policies.joint_distribution import (
+    check_joint,
     check_parts,
     make_coefficients,
     make_joint_module,
@@ -38,8 +39,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
       ``("agents", "logits")`` ``[*B, n, K]`` or ``("agents", "loc")``, ``("agents", "scale")``
       ``[*B, n, A]``, and optionally ``("agents", "features")`` ``[*B, n, d]``;
     - :class:`~torchrl_agentmixer.modules.PolicyModifier` reads those and ``"state"`` ``[*B, s]``,
-      and writes ``("agents", "perturbation")`` and ``"component_logits"`` ``[*B, m]`` (discrete) or
-      ``("agents", "joint_scale")`` (continuous);
+      and writes ``("agents", "perturbation")`` and ``"component_logits"`` ``[*B, m]``, or, for
+      continuous actions without components, ``("agents", "joint_scale")``;
     - the IGC distribution writes ``("agents", "action")`` and one ``"action_log_prob"`` ``[*B]``
       per team (Eq. 13 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
@@ -47,9 +48,9 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     (``loss.set_keys(action=("agents", "action"))``). :meth:`decentralized` returns the policy for
     execution.
 
-    With discrete actions, call :meth:`anneal` after each batch: it anneals the noise until the
-    joint policy is the product of the individual policies. With continuous actions the joint mode
-    is always the individual mode.
+    With discrete actions, or components, call :meth:`anneal` after each batch: it anneals the
+    perturbation until the joint policy is the product of the individual policies. With continuous
+    actions and a joint scale the joint mode is always the individual mode.
 
     Args:
         groups (sequence of AgentGroup): the agents.
@@ -60,16 +61,17 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         distribution (str): of continuous actions, ``"normal"`` (the paper's) or ``"tanh_normal"``.
         joint (bool): ``True``: one log-probability per team (the paper). ``False``: one per agent,
             ``("agents", "action_log_prob")`` ``[*B, n]``, for a loss with one ratio per agent. This
-            needs one group and no mixture: the joint policy given the Modifier's input is then a
-            product over agents.
+            needs one group. For a mixture, the log-probabilities are conditional on the actions of
+            earlier agents; this needs continuous actions.
         validate_args (bool, optional): as in
             :class:`~torchrl_agentmixer.distributions.IGCCategorical`.
-        **schedules: fields of :class:`~torchrl_agentmixer.modules.IGCSchedules`, for discrete
-            actions.
+        **schedules: fields of :class:`~torchrl_agentmixer.modules.IGCSchedules` for discrete
+            actions, of :class:`~torchrl_agentmixer.modules.PlanSchedules` for continuous actions
+            with components.
 
     Raises:
         ValueError: for groups, actors and Modifier that do not match, ``joint=False`` with several
-            groups or a mixture, or schedules without discrete actions.
+            groups or a discrete mixture, or schedules of a joint scale.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -96,12 +98,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         **schedules: Any,
     ) -> None:
         check_parts(groups, actors, modifier)
-        if not joint and (len(groups) > 1 or modifier.num_components):
-            raise ValueError(
-                "AgentMixerPolicy: expected one group and no mixture for `joint=False`, got groups "
-                f"{[group.name for group in groups]} and {modifier.num_components} components: use "
-                "`joint=True`, or `num_components=0`."
-            )
+        check_joint(groups, modifier, joint)
         coefficients = make_coefficients(groups, modifier, schedules)
         super().__init__(
             *actors,
@@ -142,8 +139,9 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         """
         groups = agent_groups(env)
         actors = [actor_module(group, **(actor_kwargs or {})) for group in groups]
-        freeze_scales(actors)  # the joint scale replaces them in training
         modifier = cls._make_modifier(groups, actors, env, state_key, modifier_kwargs)
+        if not modifier.num_components:
+            freeze_scales(actors)  # the joint scale replaces them in training
         return cls(groups, actors, modifier, **kwargs)
 
     @classmethod
@@ -212,7 +210,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
     @property
     def coefficients(self) -> IGCCoefficients | None:
-        """Coefficients of the discrete joint policy; ``None`` without discrete actions."""
+        """Coefficients of the joint policy; ``None`` for a joint scale of continuous actions."""
         return next((m for m in self.module if isinstance(m, IGCCoefficients)), None)
 
     def anneal(self, progress: float) -> None:
@@ -224,13 +222,14 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         """Set ``temperature``, ``strength``, ``consistency`` or ``modified_share`` to numbers.
 
         Raises:
-            ValueError: for another name, or for a policy without discrete actions.
+            ValueError: for another name, or for a policy without coefficients.
         """
         if self.coefficients is not None:
             self.coefficients.set(**coefficients)
         elif coefficients:
             raise ValueError(
-                f"set_coefficients: got {sorted(coefficients)}, but no group has discrete actions."
+                f"set_coefficients: got {sorted(coefficients)}, but the joint policy has none: it "
+                "has continuous actions and a joint scale."
             )
 
     def decentralized(self, deterministic: bool = True) -> TensorDictModuleBase:
@@ -241,8 +240,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
 
         Args:
             deterministic (bool): ``True``: the individual modes, for any exploration type;
-                ``False``: samples of the individual policies (with untrained scales for continuous
-                actions, see :meth:`from_env`).
+                ``False``: samples of the individual policies (with untrained scales where a joint
+                scale replaces them).
         """
         if deterministic:
             return mode_policy(self.groups, self.actors, self.distribution)

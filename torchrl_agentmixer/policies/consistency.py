@@ -6,7 +6,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch.distributions import Distribution, kl_divergence
 
-from torchrl_agentmixer.distributions import GroupedDistribution, GroupedMixture, IGCTanhNormal
+from torchrl_agentmixer.distributions import (
+    GroupedDistribution,
+    GroupedMixture,
+    GroupedNormalMixture,
+    IGCTanhNormal,
+)
 from torchrl_agentmixer.policies.agent_mixer import AgentMixerPolicy
 
 
@@ -91,7 +96,7 @@ def team_divergence(p: Distribution, q: Distribution, batch_dims: int) -> torch.
 
 def _modes(dist: Distribution) -> tuple[torch.Tensor, ...]:
     """The mode of each group; for squashed Gaussians, the point that is executed."""
-    if isinstance(dist, GroupedMixture):
+    if isinstance(dist, GroupedMixture | GroupedNormalMixture):
         return dist.mode
     groups = dist.distributions.values() if isinstance(dist, GroupedDistribution) else [dist]
     return tuple(

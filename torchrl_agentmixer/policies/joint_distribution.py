@@ -10,9 +10,13 @@ from tensordict import NestedKey
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 
 from torchrl_agentmixer._choices import check_known
-from torchrl_agentmixer.distributions import GroupedDistributionBuilder, GroupedMixtureBuilder
+from torchrl_agentmixer.distributions import (
+    GroupedDistributionBuilder,
+    GroupedMixtureBuilder,
+    GroupedNormalMixtureBuilder,
+)
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules import IGCCoefficients, IGCSchedules, PolicyModifier
+from torchrl_agentmixer.modules import IGCCoefficients, IGCSchedules, PlanSchedules, PolicyModifier
 from torchrl_agentmixer.policies.product import (
     LOG_PROB_KEY,
     ContinuousDistribution,
@@ -25,21 +29,21 @@ from torchrl_agentmixer.policies.product import (
 def make_coefficients(
     groups: Sequence[AgentGroup], modifier: PolicyModifier, schedules: Mapping[str, Any]
 ) -> IGCCoefficients | None:
-    """The module that writes the coefficients; ``None`` without discrete actions."""
-    known = [field.name for field in fields(IGCSchedules)]
-    check_known("option of AgentMixerPolicy", schedules, known)
-    discrete = [group for group in groups if group.discrete]
-    if schedules and not discrete:
+    """The module that writes the coefficients; ``None`` for a joint scale of continuous actions."""
+    cls = IGCSchedules if any(group.discrete for group in groups) else PlanSchedules
+    check_known("option of AgentMixerPolicy", schedules, [field.name for field in fields(cls)])
+    perturbed = [group for group in groups if group.discrete or modifier.num_components]
+    if schedules and not perturbed:
         raise ValueError(
-            f"AgentMixerPolicy: expected no schedules for continuous actions, got "
-            f"{sorted(schedules)}: remove them."
+            f"AgentMixerPolicy: expected no schedules without discrete actions or components, got "
+            f"{sorted(schedules)}: remove them, or set `num_components`."
         )
-    if not discrete:
+    if not perturbed:
         return None
-    values = IGCSchedules(**schedules).schedules()
+    values = cls(**schedules).schedules()
     if not modifier.num_components:
         del values["modified_share"]
-    return IGCCoefficients([group.key("logits") for group in discrete], **values)
+    return IGCCoefficients([group.param_keys[0] for group in perturbed], **values)
 
 
 def make_joint_module(
@@ -54,8 +58,8 @@ def make_joint_module(
     in_keys: dict[str, NestedKey] = {}
     kwargs: dict[str, dict[str, Any]] = {}
     for group in groups:
-        if group.discrete and coefficients is not None:
-            leaves = ["logits", *coefficients.schedules]
+        if coefficients is not None and (group.discrete or modifier.num_components):
+            leaves = [*group.param_names, *coefficients.schedules]
             keys = {leaf: group.key(leaf) for leaf in leaves}
             keys["perturbation"] = modifier.key(group, "perturbation")
             keys |= {"mask": group.key("action_mask")} if group.masked else {}
@@ -64,10 +68,13 @@ def make_joint_module(
         in_keys |= {f"{group.name}.{name}": key for name, key in keys.items()}
         bounds = action_bounds(group, distribution)
         kwargs[group.name] = {"joint": joint, "validate_args": validate_args} | bounds
-    builder: GroupedMixtureBuilder | GroupedDistributionBuilder
+    builder: GroupedMixtureBuilder | GroupedNormalMixtureBuilder | GroupedDistributionBuilder
     if modifier.num_components:
         in_keys["component_logits"] = modifier.tensor_keys.component_logits
-        builder = GroupedMixtureBuilder([group.name for group in groups], validate_args)
+        if groups[0].discrete:
+            builder = GroupedMixtureBuilder([group.name for group in groups], validate_args)
+        else:
+            builder = GroupedNormalMixtureBuilder(kwargs, squashed=distribution == "tanh_normal")
     else:
         classes = {group.name: distribution_class(group, distribution) for group in groups}
         builder = GroupedDistributionBuilder(classes, kwargs)
@@ -99,4 +106,15 @@ def check_parts(
         raise ValueError(
             "AgentMixerPolicy: expected a PolicyModifier for groups of (name, n_agents, "
             f"params_dim) {expected}, got one for {given}."
+        )
+
+
+def check_joint(groups: Sequence[AgentGroup], modifier: PolicyModifier, joint: bool) -> None:
+    """Raise a ValueError where there is no log-probability per agent."""
+    discrete_mixture = modifier.num_components and groups[0].discrete
+    if not joint and (len(groups) > 1 or discrete_mixture):
+        raise ValueError(
+            "AgentMixerPolicy: expected one group and no mixture of discrete actions for "
+            f"`joint=False`, got groups {[group.name for group in groups]} and "
+            f"{modifier.num_components} components: use `joint=True`, or `num_components=0`."
         )

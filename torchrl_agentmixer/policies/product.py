@@ -24,6 +24,7 @@ from torchrl.modules.tensordict_module.rnn import recurrent_mode
 from torchrl_agentmixer.distributions import (
     GroupedDistributionBuilder,
     GroupedMixtureBuilder,
+    GroupedNormalMixtureBuilder,
     IGCCategorical,
     IGCNormal,
     IGCTanhNormal,
@@ -283,7 +284,7 @@ def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> di
 def probabilistic_module(
     groups: Sequence[AgentGroup],
     in_keys: dict[str, NestedKey],
-    builder: GroupedDistributionBuilder | GroupedMixtureBuilder,
+    builder: GroupedDistributionBuilder | GroupedMixtureBuilder | GroupedNormalMixtureBuilder,
     log_prob_key: NestedKey,
 ) -> ProbabilisticTensorDictModule:
     """The module that samples all groups' actions and writes one log-probability."""
