@@ -19,7 +19,11 @@ from torchrl_agentmixer.modules.policy_modifier import (
     PolicyModifier,
 )
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
-from torchrl_agentmixer.modules.transformer import ActionDecoder, ObservationEncoder
+from torchrl_agentmixer.modules.transformer import (
+    ActionDecoder,
+    ObservationEncoder,
+    RecurrentEncoder,
+)
 
 __all__ = [
     "ActionDecoder",
@@ -40,5 +44,6 @@ __all__ = [
     "MultiAgentGRU",
     "ObservationEncoder",
     "PolicyModifier",
+    "RecurrentEncoder",
     "value_module",
 ]
