@@ -31,8 +31,10 @@ FOUND = f"in torchrl {version('torchrl')}"
         (ParallelEnv, "_workers"),
         (RayCollector, "_weight_sync_initialized"),
         (TensorboardLogger, "_create_experiment"),
-        # Hooks that subclasses in this package override.
+        # What subclasses in this package override or call.
+        (MAPPOLoss, "_clip_bounds"),
         (MAPPOLoss, "_critic_loss_inputs"),
+        (MAPPOLoss, "_maybe_normalize_advantage"),
         (MAPPOLoss, "_standardize_advantage"),
         (MultiAgentNetBase, "_build_single_net"),
         (MultiAgentNetBase, "_pre_forward_check"),
