@@ -32,7 +32,7 @@ class MAGPOConfig(MATDecConfig):
 
     Args:
         guider_clip: delta > 1 of the double clip: the guider's probability of an action, divided by
-            the learner's, stays between 1 / delta and delta. Infinity leaves the guider free.
+            the learner's, is held between 1 / delta and delta. Infinity leaves the guider free.
         learner_coeff: alpha, the weight of the learners' own PPO term beside imitation.
     """
 

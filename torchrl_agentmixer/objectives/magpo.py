@@ -25,9 +25,9 @@ class MAGPOLoss(HuberPPOLoss):
               \operatorname{clip}(c\, \pi / \mu_{old}, 1 \pm \epsilon)\, \hat A\right)\right]
               + \mathbb E\left[1_{\mu / \pi \notin [1 / \delta, \delta]}\, KL(\mu \| \pi)\right]
 
-    (the *double clip*: no gradient leads further from the learner than :math:`\delta`; beyond, the
-    guider returns), plus entropy bonus and value loss. With the guider constant, the learner
-    minimizes
+    plus entropy bonus and value loss. The *double clip* :math:`c` ends the gain where the guider
+    departs from the learner by more than :math:`\delta`; there the divergence pulls it back. With
+    the guider constant, the learner minimizes
 
     .. math:: \mathbb E\left[KL(\mu \| \pi)\right] - \alpha\, \mathbb E\left[
               \min\left(\frac{\pi}{\mu_{old}} \hat A,\,
