@@ -239,8 +239,10 @@ def test_a_guider_that_equals_its_learners_is_not_held():
 
 def test_keys_and_parameters():
     case = Case("discrete")
+    recurrent = product_policy([case.group], [actor_module(case.group, memory_dim=4)], joint=False)
+    inputs = set(MAGPOLoss(case.guider, case.critic, recurrent).in_keys)
+    assert {("agents", "observation"), ("agents", "action_mask"), ("agents", "memory")} <= inputs
     loss = case.loss()
-    assert {("agents", "observation"), ("agents", "action_mask")} <= set(loss.in_keys)
     own = {id(p) for part in (case.guider, case.critic, case.learners) for p in part.parameters()}
     assert {id(p) for p in loss.parameters()} == own
     with pytest.raises(ValueError, match="advantages"):
