@@ -82,7 +82,8 @@ def test_learners_imitate_without_a_term_of_their_own():
     options = {"lr": 5e-3, "learner_coeff": 0.0}
     algorithm = make_algorithm("magpo", env, 60 * 200, GAME | options)
     trained(algorithm, env, rounds=60)
-    assert env.rollout(1, algorithm.execution_policy)["next", "reward"].mean() == 1.0
+    learners = algorithm.evaluated_policies["eval_individual"]
+    assert env.rollout(1, learners)["next", "reward"].mean() > 0.95  # 1/3 if uniform
 
 
 @pytest.mark.parametrize("bound", [1.5, 2.0, math.inf])
