@@ -51,12 +51,12 @@ def cases() -> dict[str, Case]:
     tanh, agent = {"distribution": "tanh_normal"}, {"ratio": "agent"}
     for name, changed in {"": {}, "/agent": agent, "/tanh": tanh, "/memory": MEMORY}.items():
         found[f"continuous/vmas{name}"] = ("agent_mixer_continuous", VMAS, CONTINUOUS | changed)
-    for method in ("mappo", "ippo", "happo", "armappo", "mat", "mat_dec", "ail"):
+    for method in ("mappo", "ippo", "happo", "armappo", "mat", "mat_dec", "magpo", "ail"):
         found[f"{method}/grid"] = (method, GRID, PPO)
         found[f"{method}/vmas"] = (method, VMAS, PPO)
         if method != "mat":
             found[f"{method}/grid/memory"] = (method, GRID, PPO | MEMORY)
-        if not method.startswith("mat"):
+        if method != "magpo" and not method.startswith("mat"):
             found[f"{method}/tag"] = (method, TAG, PPO)
     return found
 

@@ -61,6 +61,7 @@ METHODS = {
     "armappo": ("matrix/climbing", {}),
     "mat": ("matrix/climbing", {}),
     "mat_dec": ("matrix/climbing", {}),
+    "magpo": ("matrix/climbing", {}),
     "ail": ("grid/bridge_crossing", {"expert_share": 0.5}),
     "agent_mixer": ("grid/predator_prey", {"num_minibatches": 1}),
     "maven": ("matrix/climbing", {"num_minibatches": 1}),

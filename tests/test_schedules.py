@@ -71,7 +71,7 @@ def test_bad_options(options, message):
 
 
 @pytest.mark.parametrize(
-    "method", ["agent_mixer", "ail", "armappo", "happo", "ippo", "mappo", "mat"]
+    "method", ["agent_mixer", "ail", "armappo", "happo", "ippo", "magpo", "mappo", "mat"]
 )
 def test_the_clipping_range_is_scheduled(method):
     falling = {"start": 1.0, "end": 0.5, "since": 0.5, "until": 1.0}

@@ -31,7 +31,8 @@ FOUND = f"in torchrl {version('torchrl')}"
         (ParallelEnv, "_workers"),
         (RayCollector, "_weight_sync_initialized"),
         (TensorboardLogger, "_create_experiment"),
-        # Hooks that subclasses in this package override.
+        # What subclasses in this package override or call.
+        (MAPPOLoss, "_clip_bounds"),
         (MAPPOLoss, "_critic_loss_inputs"),
         (MAPPOLoss, "_maybe_normalize_advantage"),
         (MAPPOLoss, "_standardize_advantage"),

@@ -270,7 +270,7 @@ def test_methods_differ_only_in_method():
     """Actors of all methods have the same shapes: comparisons are fair by construction."""
     env = make_env("grid/predator_prey", num_envs=2)
     shapes = []
-    for name in ("mappo", "agent_mixer", "ail", "happo", "mat_dec"):
+    for name in ("mappo", "agent_mixer", "ail", "happo", "magpo", "mat_dec"):
         policy = algorithms.make_algorithm(name, env, 100).execution_policy
         shapes.append([tuple(p.shape) for p in policy.parameters()])
     assert all(other == shapes[0] for other in shapes)

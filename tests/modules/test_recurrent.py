@@ -12,7 +12,13 @@ from torchrl.modules import set_recurrent_mode
 
 from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.envs import RecallEnv, with_memory
-from torchrl_agentmixer.modules import CategoricalActor, GaussianActor, MultiAgentGRU
+from torchrl_agentmixer.modules import (
+    CategoricalActor,
+    GaussianActor,
+    MultiAgentGRU,
+    ObservationEncoder,
+    RecurrentEncoder,
+)
 
 SHARED = pytest.mark.parametrize("share_params", [False, True])
 
@@ -50,6 +56,25 @@ def test_unrolling_is_stepping_with_resets(starts):
         for t, start in enumerate(pattern):
             m = gru(x[b, t], torch.zeros_like(m) if start else m)
             torch.testing.assert_close(unrolled[b, t], m)
+
+
+def test_an_encoder_with_memory_unrolls_as_it_steps():
+    """Representations depend on earlier observations of the episode, and on no earlier one."""
+    torch.manual_seed(0)
+    encoder = RecurrentEncoder(ObservationEncoder(2, 3, width=4))
+    x, memory = torch.randn(6, 5, 2, 3), torch.randn(6, 2, 4)
+    is_init = torch.zeros(6, 5, 1, dtype=torch.bool)
+    is_init[:3, 2] = True
+    representation, memories = encoder(x, memory, is_init, unroll=True)
+    m = memory
+    for t in range(5):
+        stepped, m = encoder(x[:, t], m, is_init[:, t])
+        torch.testing.assert_close(stepped, representation[:, t])
+        torch.testing.assert_close(m, memories[:, t])
+    x[:, 1] += 1.0
+    same = (encoder(x, memory, is_init, unroll=True)[0] == representation).flatten(2).all(-1)
+    assert same[:3, 2:].all()
+    assert not same[3:, 1:].any()
 
 
 @SHARED

@@ -12,6 +12,7 @@ from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
+from torchrl_agentmixer.algorithms.magpo import MAGPO, MAGPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
@@ -33,6 +34,7 @@ __all__ = [
     "ARMAPPO",
     "HAPPO",
     "IPPO",
+    "MAGPO",
     "MAPPO",
     "MAT",
     "MAVEN",
@@ -45,6 +47,7 @@ __all__ = [
     "ContinuousAgentMixer",
     "ContinuousAgentMixerConfig",
     "HAPPOConfig",
+    "MAGPOConfig",
     "MATConfig",
     "MATDec",
     "MATDecConfig",

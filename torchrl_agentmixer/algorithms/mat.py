@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torchrl_agentmixer.algorithms.ppo_config import ActorConfig, ClippedUpdateC
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import ObservationEncoder, value_module
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
+from torchrl_agentmixer.objectives import HuberPPOLoss
 from torchrl_agentmixer.policies import Greedy, TransformerPolicy, mode_policy, product_policy
 
 
@@ -90,7 +92,7 @@ class MAT(PPOAlgorithm):
     def __init__(self, env: EnvBase, total_frames: int, config: MATConfig | None = None) -> None:
         config = config or MATConfig()
         (group,) = self.supported_groups(env)
-        encoder = _encoder(group, config)
+        encoder = make_encoder(group, config)
         policy = TransformerPolicy.build(
             group, encoder, distribution=config.distribution, **config.transformer_kwargs
         ).to(env.device)
@@ -99,7 +101,7 @@ class MAT(PPOAlgorithm):
             total_frames,
             policy=policy,
             execution_policy=Greedy(policy),
-            **_critic_parts(policy, encoder, group, config, env),
+            **encoder_critic_parts(policy, encoder, group, config, env),
         )
 
 
@@ -139,7 +141,7 @@ class MATDec(PPOAlgorithm):
             total_frames,
             policy=policy,
             execution_policy=mode_policy([group], actors, config.distribution),
-            **_critic_parts(policy, _encoder(group, config), group, config, env),
+            **encoder_critic_parts(policy, make_encoder(group, config), group, config, env),
         )
 
 
@@ -153,7 +155,8 @@ class _TeamAdvantage(nn.Module):
         return advantage.mean(-2, keepdim=True).expand_as(advantage)
 
 
-def _encoder(group: AgentGroup, config: MATConfig) -> ObservationEncoder:
+def make_encoder(group: AgentGroup, config: MATConfig) -> ObservationEncoder:
+    """Build the encoder of a group's observations."""
     return ObservationEncoder(
         group.n_agents,
         group.observation_dim,
@@ -162,14 +165,15 @@ def _encoder(group: AgentGroup, config: MATConfig) -> ObservationEncoder:
     )
 
 
-def _critic_parts(
+def encoder_critic_parts(
     policy: TensorDictModuleBase,
     encoder: ObservationEncoder,
     group: AgentGroup,
     config: MATConfig,
     env: EnvBase,
+    loss_class: Callable[..., HuberPPOLoss] = HuberPPOLoss,
 ) -> dict[str, Any]:
-    """Critic on the encoder, loss and advantage."""
+    """Critic on the encoder, loss and advantage, as arguments of :class:`PPOAlgorithm`."""
     head = layer_norm_mlp(encoder.width, (encoder.width,), input_norm=False)
     head.append(orthogonal_(nn.Linear(encoder.width, 1), gain=1.0))
     value_norm = DistributedValueNorm(shape=1).to(env.device)
@@ -184,7 +188,9 @@ def _critic_parts(
     )
     gae.set_keys(**keys)
     advantage = [keys["advantage"]]
-    loss = make_ppo_loss(policy, critic, config, value_norm, advantage_per_agent=True)
+    loss = make_ppo_loss(
+        policy, critic, config, value_norm, advantage_per_agent=True, loss_class=loss_class
+    )
     loss.set_keys(**keys)
     team = TensorDictModule(_TeamAdvantage(), in_keys=advantage, out_keys=advantage)
     return {"critic": critic, "loss": loss, "advantage": TensorDictSequential(gae, team)}

@@ -141,18 +141,7 @@ class PPOAlgorithm(Algorithm):
         losses = self.loss(minibatch)
         total = losses["loss_objective"] + losses["loss_entropy"] + losses["loss_critic"]
         norm = self.adam_step(total + self.auxiliary_loss(minibatch))
-        return TensorDict(
-            {
-                "loss_objective": losses["loss_objective"],
-                "loss_critic": losses["loss_critic"],
-                "entropy": losses["entropy"],
-                "kl": losses["kl_approx"],
-                "clip_fraction": losses["clip_fraction"],
-                "ratio": losses["mean_ratio"],
-                "explained_variance": losses["explained_variance"].mean(),
-                "grad_norm": norm,
-            }
-        ).detach()
+        return ppo_metrics(losses, norm)
 
     def _sequences(self, batch: TensorDictBase) -> TensorDictBase:
         """``[num_envs, steps]`` as ``[sequences, sequence_length]``."""
@@ -174,6 +163,22 @@ class PPOAlgorithm(Algorithm):
             yield data[index]
 
 
+def ppo_metrics(losses: TensorDictBase, grad_norm: torch.Tensor) -> TensorDict:
+    """Metrics of a step on a :class:`HuberPPOLoss`."""
+    return TensorDict(
+        {
+            "loss_objective": losses["loss_objective"],
+            "loss_critic": losses["loss_critic"],
+            "entropy": losses["entropy"],
+            "kl": losses["kl_approx"],
+            "clip_fraction": losses["clip_fraction"],
+            "ratio": losses["mean_ratio"],
+            "explained_variance": losses["explained_variance"].mean(),
+            "grad_norm": grad_norm,
+        }
+    ).detach()
+
+
 def central_critic(
     env: EnvBase, config: PPOConfig
 ) -> tuple[TensorDictModuleBase, DistributedValueNorm]:
@@ -192,13 +197,14 @@ def make_ppo_loss(
     trains_critic: bool = True,
     advantage_per_agent: bool = False,
     normalize_advantage: bool = True,
+    loss_class: Callable[..., HuberPPOLoss] = HuberPPOLoss,
 ) -> HuberPPOLoss:
     """Build PPO's clipped objective with MAPPO's value loss.
 
     ``trains_critic=False`` omits the value loss. With ``advantage_per_agent``, advantages are
     ``[*B, n_agents, 1]`` and standardized per agent.
     """
-    return HuberPPOLoss(
+    return loss_class(
         policy,
         critic,
         functional=False,  # parameters are not swapped, which would cost time at every step

@@ -12,6 +12,7 @@ _NOT_NEGATIVE = (
     "head_gain",
     "information_coeff",
     "latent_entropy_coeff",
+    "learner_coeff",
     "lr_latent",
     "lr_modifier",
     "memory_dim",
@@ -54,5 +55,6 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(_NOT_NEGATIVE, "[0, inf)"),
     **dict.fromkeys(_AT_LEAST_ONE, "[1, inf)"),
     **dict.fromkeys(_FRACTIONS, "[0, 1]"),
+    "guider_clip": "(1, inf]",
     "target_rate": "(0, 1]",
 }

@@ -20,6 +20,7 @@ from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
+from torchrl_agentmixer.algorithms.magpo import MAGPO, MAGPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
@@ -34,6 +35,7 @@ _ALGORITHMS: dict[str, tuple[type[Algorithm], type]] = {
     "armappo": (ARMAPPO, PPOConfig),
     "happo": (HAPPO, HAPPOConfig),
     "ippo": (IPPO, PPOConfig),
+    "magpo": (MAGPO, MAGPOConfig),
     "mappo": (MAPPO, PPOConfig),
     "mat": (MAT, MATConfig),
     "mat_dec": (MATDec, MATDecConfig),

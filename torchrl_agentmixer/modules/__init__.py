@@ -20,7 +20,11 @@ from torchrl_agentmixer.modules.modifier_options import (
 )
 from torchrl_agentmixer.modules.policy_modifier import PolicyModifier
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
-from torchrl_agentmixer.modules.transformer import ActionDecoder, ObservationEncoder
+from torchrl_agentmixer.modules.transformer import (
+    ActionDecoder,
+    ObservationEncoder,
+    RecurrentEncoder,
+)
 
 __all__ = [
     "ActionDecoder",
@@ -43,5 +47,6 @@ __all__ = [
     "ObservationEncoder",
     "PlanSchedules",
     "PolicyModifier",
+    "RecurrentEncoder",
     "value_module",
 ]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
+from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 
 def _check_heads(owner: str, width: int, num_heads: int) -> None:
@@ -81,6 +82,47 @@ class ObservationEncoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return tokens.reshape(*batch, self.n_agents, self.width)
+
+
+class RecurrentEncoder(nn.Module):
+    """An :class:`ObservationEncoder`, then a GRU per agent with shared parameters, and LayerNorm.
+
+    The memory is as wide as a token.
+
+    Args:
+        encoder (ObservationEncoder): maps ``[*B, n, o]`` to ``[*B, n, width]``.
+
+    Examples:
+        >>> encoder = RecurrentEncoder(ObservationEncoder(3, 8, width=16))
+        >>> start = torch.ones(5, 1, dtype=torch.bool)
+        >>> representation, memory = encoder(torch.randn(5, 3, 8), torch.zeros(5, 3, 16), start)
+        >>> representation.shape, memory.shape
+        (torch.Size([5, 3, 16]), torch.Size([5, 3, 16]))
+    """
+
+    def __init__(self, encoder: ObservationEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.n_agents, self.memory_dim = encoder.n_agents, encoder.width
+        sizes = self.n_agents, encoder.width, encoder.width
+        self.memory = MultiAgentGRU(*sizes, share_params=True)
+        self.memory_norm = nn.LayerNorm(encoder.width)
+
+    def forward(
+        self,
+        observation: torch.Tensor,
+        memory: torch.Tensor,
+        is_init: torch.Tensor,
+        *,
+        unroll: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map observations to representations and the new memory; arguments as the actors'."""
+        tokens = self.encoder(observation)
+        if unroll:
+            memory = self.memory.unroll(tokens, memory, is_init)
+        else:
+            memory = self.memory(tokens, memory.masked_fill(is_init.unsqueeze(-1), 0.0))
+        return self.memory_norm(memory), memory
 
 
 class ActionDecoder(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrl_agentmixer.objectives.distillation import DistillationLoss, ExpertAdvantage
 from torchrl_agentmixer.objectives.happo import HAPPOLoss
 from torchrl_agentmixer.objectives.huber_ppo import HuberPPOLoss, optimistic
+from torchrl_agentmixer.objectives.magpo import MAGPOLoss
 from torchrl_agentmixer.objectives.maven import LatentPolicyLoss, MAVENLoss
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "HAPPOLoss",
     "HuberPPOLoss",
     "LatentPolicyLoss",
+    "MAGPOLoss",
     "MAVENLoss",
     "optimistic",
 ]

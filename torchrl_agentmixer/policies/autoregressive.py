@@ -62,8 +62,18 @@ class AutoregressivePolicyBase(TensorDictModuleBase):
 
         Only ``log_prob`` of these same actions gives the conditional log-probabilities.
         """
+        return self.build_dist_from_params(self.get_dist_params(tensordict))
+
+    def get_dist_params(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Parameters of all conditionals, given the actions in ``tensordict``."""
         action = self._actions_in(tensordict, self.group)
-        return self.individual.get_dist(self._inputs(self._context(tensordict), action))
+        return self.individual.get_dist_params(self._inputs(self._context(tensordict), action))
+
+    def build_dist_from_params(
+        self, tensordict: TensorDictBase
+    ) -> torch.distributions.Distribution:
+        """Conditionals with the parameters in ``tensordict``."""
+        return self.individual.build_dist_from_params(tensordict)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Decode actions agent by agent; write them and their conditional log-probabilities."""

@@ -30,7 +30,7 @@ from torchrl_agentmixer.distributions import (
     IGCTanhNormal,
 )
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules import CategoricalActor, GaussianActor
+from torchrl_agentmixer.modules import CategoricalActor, GaussianActor, RecurrentEncoder
 
 ContinuousDistribution = Literal["normal", "tanh_normal"]
 LOG_PROB_KEY = "action_log_prob"
@@ -68,9 +68,10 @@ class RecurrentActor(TensorDictModule):
     entries to an environment.
 
     Args:
-        actor (CategoricalActor or GaussianActor): with ``memory_dim > 0``.
+        actor (CategoricalActor or GaussianActor): with ``memory_dim > 0``; or a
+            :class:`RecurrentEncoder`.
         in_keys (list of NestedKey): key of the observation.
-        out_keys (list of NestedKey): keys of policy parameters and features.
+        out_keys (list of NestedKey): keys of policy parameters and features, or of representations.
         memory_key (NestedKey): key of the memory, ``[*B, n_agents, memory_dim]``.
 
     Examples:
@@ -87,7 +88,7 @@ class RecurrentActor(TensorDictModule):
 
     def __init__(
         self,
-        actor: CategoricalActor | GaussianActor,
+        actor: CategoricalActor | GaussianActor | RecurrentEncoder,
         in_keys: list[NestedKey],
         out_keys: list[NestedKey],
         memory_key: tuple[str, str],

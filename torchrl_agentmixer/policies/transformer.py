@@ -10,9 +10,13 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
 
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.modules import ActionDecoder
+from torchrl_agentmixer.modules import ActionDecoder, RecurrentEncoder
 from torchrl_agentmixer.policies.autoregressive import AutoregressivePolicyBase
-from torchrl_agentmixer.policies.product import ContinuousDistribution, product_policy
+from torchrl_agentmixer.policies.product import (
+    ContinuousDistribution,
+    RecurrentActor,
+    product_policy,
+)
 
 
 class TransformerPolicy(AutoregressivePolicyBase):
@@ -51,7 +55,8 @@ class TransformerPolicy(AutoregressivePolicyBase):
         self.encoder = encoder
         self._mask_keys = [group.key("action_mask")] if group.masked else []
         self.in_keys = [*encoder.in_keys, *self._mask_keys]
-        self.out_keys = list(individual.out_keys)
+        memory = [key for key in encoder.out_keys if key[0] == "next"]
+        self.out_keys = [*individual.out_keys, *memory]
 
     @classmethod
     def build(
@@ -66,7 +71,8 @@ class TransformerPolicy(AutoregressivePolicyBase):
 
         Args:
             group (AgentGroup): the agents.
-            encoder (nn.Module): maps ``[*B, n, o]`` to ``[*B, n, width]``.
+            encoder (nn.Module): maps ``[*B, n, o]`` to ``[*B, n, width]``. The memory of a
+                :class:`RecurrentEncoder` is ``(group, "encoder_memory")``.
 
         Keyword Args:
             distribution (str): of continuous actions.
@@ -79,13 +85,13 @@ class TransformerPolicy(AutoregressivePolicyBase):
         decoder = TensorDictModule(
             network, in_keys=[representation, group.key("action")], out_keys=group.param_keys
         )
-        return cls(
-            TensorDictModule(
-                encoder, in_keys=[group.key("observation")], out_keys=[representation]
-            ),
-            product_policy([group], [decoder], distribution, joint=False),
-            group,
+        keys = [group.key("observation")], [representation]
+        wrapped = (
+            RecurrentActor(encoder, *keys, group.key("encoder_memory"))
+            if isinstance(encoder, RecurrentEncoder)
+            else TensorDictModule(encoder, in_keys=keys[0], out_keys=keys[1])
         )
+        return cls(wrapped, product_policy([group], [decoder], distribution, joint=False), group)
 
     def _context(self, tensordict: TensorDictBase) -> TensorDictBase:
         return self.encoder(tensordict.select(*self.in_keys))
