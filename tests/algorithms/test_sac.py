@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 from torchrl.data import Bounded
 
 from torchrl_agentmixer.algorithms import AgentMixerSAC, AgentMixerSACConfig, make_algorithm
-from torchrl_agentmixer.algorithms.sac import _target_entropy
+from torchrl_agentmixer.algorithms.sac_base import _target_entropy
 from torchrl_agentmixer.distributions import IGCTanhNormal
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.envs.base import TeamEnv

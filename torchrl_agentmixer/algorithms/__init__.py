@@ -12,7 +12,9 @@ from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
+from torchrl_agentmixer.algorithms.hasac import HASAC, HASACConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.masac import MASAC
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm
@@ -26,14 +28,17 @@ from torchrl_agentmixer.algorithms.registry import (
     resolved_options,
 )
 from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
+from torchrl_agentmixer.algorithms.sac_base import SACAlgorithm, SACConfig
 from torchrl_agentmixer.schedules import Schedule
 
 __all__ = [
     "AIL",
     "ARMAPPO",
     "HAPPO",
+    "HASAC",
     "IPPO",
     "MAPPO",
+    "MASAC",
     "MAT",
     "MAVEN",
     "AILConfig",
@@ -45,12 +50,15 @@ __all__ = [
     "ContinuousAgentMixer",
     "ContinuousAgentMixerConfig",
     "HAPPOConfig",
+    "HASACConfig",
     "MATConfig",
     "MATDec",
     "MATDecConfig",
     "MAVENConfig",
     "PPOAlgorithm",
     "PPOConfig",
+    "SACAlgorithm",
+    "SACConfig",
     "Schedule",
     "algorithm_class",
     "available_algorithms",
