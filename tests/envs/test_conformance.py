@@ -47,6 +47,8 @@ BUILDERS: dict[str, Build] = {
     "vmas/predator_prey": _named("vmas/predator_prey", penalty=-1.0),
     "vmas no respawn": _named("vmas/predator_prey", respawn=False, catch_radius=1.5),
     "vmas/balance": _named("vmas/balance", max_steps=100),
+    "vmas/give_way": _named("vmas/give_way"),
+    "vmas/passage": _named("vmas/passage"),
     "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100),  # two groups
     "vmas discrete": _named("vmas/predator_prey", continuous_actions=False),
 }
