@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 
-from torchrl_agentmixer import distributed
+from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies import actor_module
 
@@ -51,7 +51,7 @@ def update_order(agents: Iterable[Any], fixed: bool) -> list[Any]:
     agents = list(agents)
     if fixed:
         return agents
-    order = distributed.from_first(torch.randperm(len(agents)).tolist)
+    order = Algorithm.same_on_all(torch.randperm(len(agents)).tolist)
     return [agents[index] for index in order]
 
 
