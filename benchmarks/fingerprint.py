@@ -34,6 +34,7 @@ STRENGTH = {"strength": {"start": 3.0, "end": 0.0, "until": 0.5}}
 MIXTURE = {**DISCRETE, **STRENGTH, "num_components": 3}
 PAPER = {**DISCRETE, "num_components": 0, "strength": 1.0}
 CONTINUOUS = {**PPO, "channels": 32, "head_gain": 0.5, "lr_modifier": 1e-3}
+SAC = {"gradient_steps": 3, "batch_size": 32}
 SHARED = {"modified_share": 0.5, "consistency": 0.5}
 Case = tuple[str, str, dict[str, Any]]  # method, environment, hyperparameters
 
@@ -45,7 +46,9 @@ def cases() -> dict[str, Case]:
         "mixture/grid/memory": ("agent_mixer", GRID, MIXTURE | MEMORY),
         "paper/grid": ("agent_mixer", GRID, PAPER),
         "paper/grid/memory": ("agent_mixer", GRID, PAPER | MEMORY),
-        "sac/vmas": ("agent_mixer_sac", VMAS, {"gradient_steps": 3, "batch_size": 32}),
+        "sac/vmas": ("agent_mixer_sac", VMAS, SAC),
+        "masac/vmas": ("masac", VMAS, SAC),
+        "hasac/vmas": ("hasac", VMAS, SAC),
         "maven/grid": ("maven", GRID, {"epochs": 2, "num_minibatches": 4}),
     }
     tanh, agent = {"distribution": "tanh_normal"}, {"ratio": "agent"}

@@ -66,15 +66,17 @@ METHODS = {
     "agent_mixer": ("grid/predator_prey", {"num_minibatches": 1}),
     "maven": ("matrix/climbing", {"num_minibatches": 1}),
     "agent_mixer_sac": ("vmas/predator_prey", {"gradient_steps": 2, "batch_size": 8}),
+    "hasac": ("vmas/predator_prey", {"gradient_steps": 2, "batch_size": 8}),
 }
-BY_SAMPLING = {"maven": "policy.latent_logits", "agent_mixer_sac": None}  # without replay
+SAC = ("agent_mixer_sac", "hasac")
+BY_SAMPLING = {"maven": "policy.latent_logits", **dict.fromkeys(SAC)}  # without replay
 
 
 def build(case):
     name, options = METHODS[case]
     torch.manual_seed(0)
     env = make_env(name, num_envs=4, seed=0)
-    if case != "agent_mixer_sac":  # Adam amplifies noise of gradients near zero
+    if case not in SAC:  # Adam amplifies noise of gradients near zero
         options = {"epochs": 3, "num_minibatches": 1, "adam_eps": 1e-2, **options}
     algorithm = make_algorithm(case.partition(" ")[0], env, 1000, options)
     return algorithm, with_memory(env, algorithm.policy)

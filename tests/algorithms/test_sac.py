@@ -1,4 +1,4 @@
-"""AgentMixer with SAC: losses, reparameterized gradient, alpha and learning."""
+"""AgentMixer with SAC, and MASAC: losses, reparameterized gradient, alpha and learning."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import softplus
 from torchrl.data import Bounded
 
-from torchrl_agentmixer.algorithms import AgentMixerSAC, AgentMixerSACConfig, make_algorithm
-from torchrl_agentmixer.algorithms.sac import _target_entropy
+from torchrl_agentmixer.algorithms import AgentMixerSACConfig, make_algorithm
+from torchrl_agentmixer.algorithms.sac_base import _target_entropy
 from torchrl_agentmixer.distributions import IGCTanhNormal
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.envs.base import TeamEnv
@@ -37,19 +37,27 @@ class SumEnv(TeamEnv):
         return self._target[:, None, None].expand(-1, 2, 1).clone(), self._target[:, None].clone()
 
 
-def sac(env, **options):
-    return AgentMixerSAC(env, 10_000, AgentMixerSACConfig(**options))
+METHODS = ("agent_mixer_sac", "masac", "hasac")
+EVERY = pytest.mark.parametrize("method", METHODS)
+
+
+def sac(env, method="agent_mixer_sac", **options):
+    return make_algorithm(method, env, 10_000, options)
 
 
 def collect(env, algorithm, steps=4):
     return env.rollout(steps, algorithm.policy, break_when_any_done=False).detach()
 
 
-@pytest.fixture
-def algorithm():
+@pytest.fixture(params=METHODS)
+def algorithm(request):
     torch.manual_seed(0)
     env = make_env("vmas/predator_prey", num_envs=3, seed=0)
-    algorithm = sac(env, gradient_steps=1, head_gain=2.0, critic_hidden=(16,), alpha_init=0.3)
+    options = {"gradient_steps": 1, "critic_hidden": (16,), "alpha_init": 0.3}
+    if request.param == "agent_mixer_sac":
+        options["head_gain"] = 2.0
+    algorithm = sac(env, request.param, **options)
+    algorithm.name = request.param
     with torch.no_grad():  # target critics differ from the critics, as in training
         for value in algorithm.loss.target_qvalue_network_params.values(True, True):
             value += 0.1 * torch.randn_like(value)
@@ -59,8 +67,11 @@ def algorithm():
 
 def draw_by_hand(policy, data):
     """A reparameterized joint action, and its log-probability, from loc and scale."""
-    written = policy.module[1](policy.module[0](data.copy()))
-    loc, scale = written["agents", "loc"], written["agents", "joint_scale"]
+    written = data.copy()
+    for module in policy.module[:-1]:  # actors, and AgentMixer's Policy Modifier
+        written = module(written)
+    name = "joint_scale" if len(policy.module) == 3 else "scale"
+    loc, scale = written["agents", "loc"], written["agents", name]
     noise = torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
     x = loc + scale * noise
     log_normal = -0.5 * noise**2 - scale.log() - 0.5 * math.log(2 * math.pi)
@@ -92,7 +103,9 @@ class TestLosses:
     def test_it_learns_through_the_joint_sample(self, algorithm, part):
         """Value and gradient against an independent transcription."""
         data, policy = algorithm.data, algorithm.policy
-        module = policy.actors[0] if part == "actors" else policy.modifier
+        if part == "modifier" and algorithm.name != "agent_mixer_sac":
+            pytest.skip("has no Policy Modifier")
+        module = policy.module[0] if part == "actors" else policy.modifier
         torch.manual_seed(1)
         loss, _ = algorithm.loss.actor_loss(data)
         torch.manual_seed(1)
@@ -133,12 +146,14 @@ class TestLosses:
         values = critics_by_hand(algorithm, data, data["agents", "action"], target=False)
         torch.testing.assert_close(loss, (values - target).square().mean(1).sum())
 
-    def test_alpha_keeps_the_target_entropy(self):
+    @EVERY
+    def test_alpha_keeps_the_target_entropy(self, method):
         """Alpha falls if the entropy is above its target, and rises if it is below."""
         torch.manual_seed(0)
         for target, falls in ((-8.0, True), (8.0, False)):
             env = SumEnv(20)
-            algorithm = sac(env, gradient_steps=3, target_entropy=target / 2, batch_size=8)
+            options = {"gradient_steps": 3, "target_entropy": target / 2, "batch_size": 8}
+            algorithm = sac(env, method, **options)
             alphas = [algorithm.update(collect(env, algorithm, 1))["alpha"] for _ in range(2)]
             assert (alphas[1] < alphas[0] < 1.0) if falls else (alphas[1] > alphas[0] > 1.0)
 
@@ -158,24 +173,44 @@ class TestLosses:
 
 
 class TestLearning:
-    def test_agents_learn_to_add_up(self):
+    @EVERY
+    def test_agents_learn_to_add_up(self, method):
         """The reward needs both agents; the return without actions is -1/3."""
         torch.manual_seed(0)
         env = SumEnv(50, bound=1.5)
-        algorithm = sac(
-            env,
-            lr=3e-3,
-            lr_modifier=3e-3,
-            gradient_steps=10,
-            batch_size=100,
-            critic_hidden=(64,),
-            alpha_init=0.1,
-        )
+        options = {"lr": 3e-3, "gradient_steps": 10, "batch_size": 100, "critic_hidden": (64,)}
+        if method == "agent_mixer_sac":
+            options["lr_modifier"] = 3e-3
+        algorithm = sac(env, method, alpha_init=0.1, **options)
         for _ in range(25):
             metrics = algorithm.update(collect(env, algorithm, 1))
         mean = env.rollout(1, algorithm.execution_policy)["next", "reward"].mean().item()
         assert mean > -0.05
-        assert metrics["mode_agreement"] == 1.0
+        assert metrics.get("mode_agreement", 1.0) == 1.0
+
+    def test_scales_of_independent_actors_depend_on_the_observation_and_learn(self):
+        torch.manual_seed(0)
+        env = SumEnv(50)
+        algorithm = sac(env, "masac", lr=1e-2, gradient_steps=20, alpha_init=1e-3)
+        first = algorithm.policy.get_dist(env.reset()).scale
+        assert (first - 1.0).abs().max() < 0.05  # half of the bound
+        for _ in range(5):
+            algorithm.update(collect(env, algorithm, 1))
+        scale = algorithm.policy.get_dist(env.reset()).scale
+        assert scale.mean() < 0.9
+        assert (scale.std(0) > 1e-3).all()
+        assert scale.max() < 2.0
+
+    def test_methods_differ_only_in_method(self):
+        """The same critics, and the same networks of the means."""
+        env = SumEnv(2)
+        shapes = []
+        for method in METHODS:
+            algorithm = sac(env, method)
+            means = algorithm.execution_policy.module[0].module
+            networks = [means.body, means.head, algorithm.loss.qvalue_network_params]
+            shapes.append([tuple(p.shape) for n in networks for p in n.parameters()])
+        assert shapes[0] == shapes[1] == shapes[2]
 
     def test_gradient_steps_follow_a_batch(self):
         env = SumEnv(5)
@@ -186,11 +221,12 @@ class TestLearning:
         algorithm.update(collect(env, algorithm, 1))
         assert sizes == [(3,)] * 7
 
-    def test_targets_follow(self):
+    @EVERY
+    def test_targets_follow(self, method):
         """Target parameters move by the fraction ``target_rate`` per step."""
         torch.manual_seed(0)
         env = SumEnv(5)
-        algorithm = sac(env, gradient_steps=1, target_rate=0.25, lr=1e-2)
+        algorithm = sac(env, method, gradient_steps=1, target_rate=0.25, lr=1e-2)
         loss = algorithm.loss
         before = loss.target_qvalue_network_params.clone()
         algorithm.update(collect(env, algorithm, 1))
@@ -200,23 +236,26 @@ class TestLearning:
 
 
 class TestRefusals:
-    def test_discrete_actions(self):
+    @EVERY
+    def test_discrete_actions(self, method):
         env = make_env("matrix/climbing", num_envs=2)
         with pytest.raises(
             ValueError, match="expected continuous actions, got discrete ones of group 'agents'"
         ):
-            make_algorithm("agent_mixer_sac", env, 100)
+            sac(env, method)
 
-    def test_several_groups(self):
+    @EVERY
+    def test_several_groups(self, method):
         env = make_env("vmas/simple_tag", num_envs=2)
         with pytest.raises(ValueError, match=r"one group of agents, got \['adversary', 'agent'\]"):
-            sac(env)
+            sac(env, method)
 
-    def test_an_environment_without_a_state(self):
+    @EVERY
+    def test_an_environment_without_a_state(self, method):
         env = SumEnv(2)
         del env.observation_spec["state"]
         with pytest.raises(KeyError, match="state"):
-            sac(env)
+            sac(env, method)
 
     @pytest.mark.parametrize(
         ("option", "words"),

@@ -47,6 +47,8 @@ BUILDERS: dict[str, Build] = {
     "vmas/predator_prey": _named("vmas/predator_prey", penalty=-1.0),
     "vmas no respawn": _named("vmas/predator_prey", respawn=False, catch_radius=1.5),
     "vmas/balance": _named("vmas/balance", max_steps=100),
+    "vmas/give_way": _named("vmas/give_way"),
+    "vmas/passage": _named("vmas/passage"),
     "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100),  # two groups
     "vmas discrete": _named("vmas/predator_prey", continuous_actions=False),
 }
@@ -133,6 +135,8 @@ def test_different_seeds_differ(name):
 
 @stochastic_env
 def test_environments_in_a_batch_differ(name):
+    if name == "vmas/give_way":
+        pytest.skip("VMAS draws one start per reset of the batch")
     state = BUILDERS[name](num_envs=NUM_ENVS, seed=0).reset()["state"]
     assert len(state.unique(dim=0)) > 1
 

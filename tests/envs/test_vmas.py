@@ -38,6 +38,25 @@ def test_reward_is_the_mean_over_all_agents(name):
         assert torch.equal(data["terminated"][:, 0], done)
 
 
+@pytest.mark.parametrize(
+    ("name", "n_agents", "same"), [("give_way", 2, True), ("passage", 5, False)]
+)
+def test_rewards_in_narrow_passages(name, n_agents, same):
+    """Give way: one reward for both agents; passage: one per agent, and the team gets the mean."""
+    env = make_env(f"vmas/{name}", num_envs=8, seed=0)
+    reward, rewards = env.scenario.reward, []
+
+    def record(agent):
+        rewards.append(reward(agent).clone())
+        return rewards[-1]
+
+    env.scenario.reward = record
+    data = env.rollout(20)["next"]
+    each = torch.stack(rewards).reshape(20, n_agents, 8)
+    torch.testing.assert_close(data["reward"][..., 0], each.mean(1).T)
+    assert torch.equal(each[:, 0], each[:, 1]) == same
+
+
 def test_the_shared_random_state_is_unchanged():
     """Random numbers of one environment do not change those of VMAS."""
     shared = vmas.simulator.environment.Environment.vmas_random_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch.nn import functional as F
 
 from torchrl_agentmixer.modules import CategoricalActor, GaussianActor, MultiAgentBody
 
-ACTORS = pytest.mark.parametrize("cls", [CategoricalActor, GaussianActor])
+ScaleHeadActor = partial(GaussianActor, scale_head=True)
+ACTORS = pytest.mark.parametrize(
+    "cls", [CategoricalActor, GaussianActor, ScaleHeadActor], ids=["logits", "scale", "scale head"]
+)
 SHARED = pytest.mark.parametrize("share_params", [False, True])
 BATCHES = pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 1, 4)])
 
@@ -65,8 +69,15 @@ def test_actor_is_a_loop_over_the_agents_own_networks(cls, share_params, batch, 
         first = own_network(actor.head, i, features, input_norm=False, n_hidden=0, last=True)
         torch.testing.assert_close(outputs[-1][..., i, :], features, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(outputs[0][..., i, :], first, rtol=1e-4, atol=1e-5)
-        if cls is GaussianActor:
-            scale = 0.5 / (1 + torch.exp(-actor.scale_param[i]))
+        if cls is not CategoricalActor:
+            p = (
+                actor.scale_param[i]
+                if cls is GaussianActor
+                else own_network(
+                    actor.scale_head, i, features, input_norm=False, n_hidden=0, last=True
+                )
+            )
+            scale = 0.5 / (1 + torch.exp(-p))
             torch.testing.assert_close(outputs[1][..., i, :], scale.expand(*batch, 5))
     assert actor.features_dim == outputs[-1].shape[-1] == hidden[-1]
     assert outputs[0].shape == (*batch, 3, 5)
@@ -188,6 +199,14 @@ def test_gaussian_scale_starts_as_the_authors_do():
     _, scale, _ = actor(torch.randn(4, 3, 6))
     torch.testing.assert_close(scale, torch.full((4, 3, 2), 0.8 / (1 + math.exp(-1))))
     assert actor.scale_param.shape == (3, 2)
+
+
+@SHARED
+def test_gaussian_scale_of_the_observation_starts_in_the_middle(share_params):
+    actor = ScaleHeadActor(3, 6, 2, scale_bound=0.8, share_params=share_params)
+    _, scale, _ = actor(torch.randn(4, 3, 6))
+    torch.testing.assert_close(scale, torch.full((4, 3, 2), 0.4), atol=0.03, rtol=0)
+    assert (scale[0] != scale[1]).all()
 
 
 def test_body_with_and_without_its_parts():

@@ -180,7 +180,8 @@ def test_freeze_scales_excludes_only_the_scales():
     nested = TensorDictModule(
         torch.nn.ModuleList([GaussianActor(3, 5, 2)]), in_keys=["x"], out_keys=["y"]
     )
-    actors = [actor_module(tanks), actor_module(group), nested]
+    head = actor_module(tanks, scale_head=True)
+    actors = [actor_module(tanks), actor_module(group), nested, head]
     freeze_scales(actors)
     frozen = {
         name
@@ -188,7 +189,8 @@ def test_freeze_scales_excludes_only_the_scales():
         for name, p in actor.named_parameters(prefix=str(index))
         if not p.requires_grad
     }
-    assert frozen == {"0.module.scale_param", "2.module.0.scale_param"}
+    params = {f"3.module.scale_head.params.0.{name}" for name in ("weight", "bias")}
+    assert frozen == {"0.module.scale_param", "2.module.0.scale_param", *params}
     loc, scale, _ = actors[0].module(torch.randn(4, 3, 5))
     assert loc.requires_grad
     assert not scale.requires_grad

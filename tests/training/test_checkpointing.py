@@ -21,6 +21,7 @@ from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
 
 FRAMES = 240
+SAC = {"gradient_steps": 2, "batch_size": 8, "replay_size": 100}
 RUNS = {
     "matrix": ("matrix/climbing", "agent_mixer", {}),
     "grid": ("grid/predator_prey", "agent_mixer", {}),
@@ -33,11 +34,8 @@ RUNS = {
     "mamujoco, happo": ("mamujoco/ant_4x2", "happo", {}),
     "mat": ("grid/predator_prey", "mat", {}),
     "maven": ("grid/predator_prey", "maven", {"num_minibatches": 2, "replay_size": 100}),
-    "sac": (
-        "vmas/predator_prey",
-        "agent_mixer_sac",
-        {"gradient_steps": 2, "batch_size": 8, "replay_size": 100},
-    ),
+    "sac": ("vmas/predator_prey", "agent_mixer_sac", SAC),
+    "hasac": ("vmas/predator_prey", "hasac", SAC),
     "ail": ("grid/bridge_crossing", "ail", {"memory_dim": 4, "sequence_length": 5}),
 }
 
@@ -50,7 +48,7 @@ def run(
     torch.manual_seed(0)
     envs = [make_env(name, num_envs=n, seed=0) for n in (4, 3)]
     torch.manual_seed(0)
-    options = options if kind == "sac" else {"epochs": 2, "num_minibatches": 2, **options}
+    options = options if options is SAC else {"epochs": 2, "num_minibatches": 2, **options}
     algorithm = make_algorithm(method, envs[0], total_frames, options)
     config = LoopConfig(
         total_frames=total_frames,

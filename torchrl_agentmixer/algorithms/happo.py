@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -20,33 +19,29 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_ppo_loss,
 )
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
+from torchrl_agentmixer.algorithms.sequential import (
+    AgentActor,
+    SequentialConfig,
+    check_separate_parameters,
+    update_order,
+)
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.objectives import HAPPOLoss, HuberPPOLoss, optimistic
-from torchrl_agentmixer.policies import actor_module, mode_policy, product_policy
+from torchrl_agentmixer.policies import mode_policy, product_policy
 from torchrl_agentmixer.policies.product import LOG_PROB_KEY
 
 
 @dataclass(kw_only=True)
-class HAPPOConfig(PPOConfig):
+class HAPPOConfig(PPOConfig, SequentialConfig):
     """Hyperparameters of HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_).
-
-    Args:
-        fixed_order: update agents in the order of their indices instead of a random order, which
-            the paper's convergence to a Nash equilibrium needs.
 
     Raises:
         ValueError: for ``share_params=True``.
     """
 
-    fixed_order: bool = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.share_params:
-            raise ValueError(
-                "HAPPOConfig: expected `share_params` False, got True: the update of one agent "
-                "must not change the other agents' actors."
-            )
+        check_separate_parameters(self)
 
 
 class HAPPO(PPOAlgorithm):
@@ -130,11 +125,7 @@ class HAPPO(PPOAlgorithm):
         return TensorDict.stack(logs).mean(0).update(critic_metrics)
 
     def _order(self) -> list[AgentUpdate]:
-        agents = cast("list[AgentUpdate]", list(self.agents))
-        if self.config.fixed_order:
-            return agents
-        order = self.same_on_all(torch.randperm(len(agents)).tolist)
-        return [agents[index] for index in order]
+        return update_order(self.agents, self.config.fixed_order)
 
     def _actor_step(self, agent: AgentUpdate, minibatch: TensorDictBase) -> TensorDict:
         losses = agent.loss(minibatch)
@@ -162,11 +153,8 @@ class HAPPO(PPOAlgorithm):
         ).detach()
 
 
-class AgentUpdate(nn.Module):
+class AgentUpdate(AgentActor):
     """One agent's network and loss.
-
-    The network's parameters are views into those of its group's batched actor: a gradient step
-    changes only that agent's rows of the batched parameters.
 
     Args:
         group (AgentGroup): the agent's group.
@@ -177,57 +165,23 @@ class AgentUpdate(nn.Module):
     Examples:
         >>> group = AgentGroup("agents", n_agents=3, observation_dim=4, action_dim=2, discrete=True)
         >>> config = HAPPOConfig()
+        >>> from torchrl_agentmixer.policies import actor_module
         >>> actor = actor_module(group, **config.actor_kwargs)
         >>> agent = AgentUpdate(group, actor, index=1, config=config)
-        >>> for parameter in agent.actor.parameters():
-        ...     _ = parameter.data.zero_()
-        >>> logits = actor(TensorDict({"agents": {"observation": torch.randn(5, 3, 4)}}, [5]))
-        >>> (logits["agents", "logits"] == 0).all(-1).all(0).tolist()
-        [False, True, False]
+        >>> agent.loss.tensor_keys.sample_log_prob
+        ('agents', 'action_log_prob')
     """
+
+    leaves = ("action", LOG_PROB_KEY)
 
     def __init__(
         self, group: AgentGroup, actor: TensorDictModule, index: int, config: PPOConfig
     ) -> None:
-        super().__init__()
-        self.group = group
-        self.index = index
-        self._group_actor = (actor,)  # a tuple, so that it is not a submodule
-        own = slice(index, index + 1)
-        alone = replace(
-            group,
-            n_agents=1,
-            low=None if group.low is None else group.low[own],
-            high=None if group.high is None else group.high[own],
-        )
-        device = next(actor.parameters()).device
-        self.actor = actor_module(alone, **config.actor_kwargs).to(device)
-        self.tie()
-        policy = product_policy([alone], [self.actor], config.distribution, joint=False)
+        super().__init__(group, actor, index, **config.actor_kwargs)
+        policy = product_policy([self.alone], [self.actor], config.distribution, joint=False)
         self.loss = HAPPOLoss(
             policy,
             clip_epsilon=config.clip_epsilon_at(0.0),
             entropy_coeff=config.entropy_coeff,
         )
         self.loss.set_keys(action=group.key("action"), sample_log_prob=group.key(LOG_PROB_KEY))
-
-    def tie(self) -> None:
-        """Make this network's parameters views into the batched actor's.
-
-        Moving the batched actor to another device breaks the views; this restores them.
-        """
-        batched = dict(self._group_actor[0].named_parameters())
-        for name, parameter in self.actor.named_parameters():
-            parameter.data = batched[name].data[self.index : self.index + 1]
-
-    def select(self, data: TensorDictBase) -> TensorDict:
-        """The agent's entries of a batch ``[*B]``, with an agent axis: ``[*B, 1, ...]``."""
-        leaves = ["observation", "action", LOG_PROB_KEY]
-        leaves += ["action_mask"] if self.group.masked else []
-        recurrent = "is_init" in self.actor.in_keys
-        leaves += ["memory"] if recurrent else []
-        own = {
-            leaf: data.get(self.group.key(leaf)).narrow(data.ndim, self.index, 1) for leaf in leaves
-        }
-        selected = TensorDict({self.group.name: own}, data.batch_size, device=data.device)
-        return selected.set("is_init", data["is_init"]) if recurrent else selected

@@ -116,9 +116,7 @@ class MAVEN(Algorithm):
             group.observation_dim,
             group.action_dim,
             latents,
-            hidden=config.actor_hidden,
-            share_params=config.share_params,
-            input_norm=norm,
+            **config.actor_kwargs,
         ).to(device)
         utilities = TensorDictModule(
             network,

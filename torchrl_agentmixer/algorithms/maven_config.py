@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrl_agentmixer._fields import check_fields
-from torchrl_agentmixer.algorithms.ranges import RANGES
+from torchrl_agentmixer.algorithms.off_policy_config import OffPolicyConfig
 from torchrl_agentmixer.schedules import Schedule, Scheduled, schedule_or_number
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
 
 @dataclass(kw_only=True)
-class MAVENConfig:
+class MAVENConfig(OffPolicyConfig):
     """Hyperparameters of MAVEN (`arXiv 1910.07483 <https://arxiv.org/abs/1910.07483>`_).
 
+    ``lr`` is the learning rate of utilities, mixer and discriminator.
+
     Args:
-        lr: learning rate of utilities, mixer and discriminator.
         lr_latent: learning rate of the hierarchical policy.
         epochs: ``epochs * num_minibatches`` gradient steps on replay per batch, and ``epochs``
             steps of the hierarchical policy on the episodes that ended in the batch.
@@ -28,21 +28,11 @@ class MAVENConfig:
         temperature: temperature of the discriminator's Boltzmann policies, in units of utility.
         latent_entropy_coeff: weight of the hierarchical policy's entropy bonus.
         clip_epsilon: clipping range of the hierarchical policy's ratio.
-        replay_size: transitions in the replay buffer (on the environment's device).
-        target_rate: tau of the soft target update, in (0, 1].
-        gamma: discount factor.
         max_grad_norm: bound on the norm of the gradient.
         adam_eps: epsilon of Adam.
-        share_params: one utility network for all agents, or one per agent.
-        actor_hidden: widths of the utilities' hidden layers.
         mixer_dim: width of the mixer.
         discriminator_hidden: widths of the discriminator's hidden layers.
         latent_hidden: widths of the hierarchical policy's hidden layers.
-        input_norm: LayerNorm on the inputs of utilities, discriminator and hierarchical policy.
-
-    Raises:
-        TypeError: for a value of another type; the message names the field.
-        ValueError: for a value out of its range.
     """
 
     lr: float = 1e-3
@@ -57,16 +47,12 @@ class MAVENConfig:
     clip_epsilon: float = 0.2
     replay_size: int = 50_000
     target_rate: float = 0.01
-    gamma: float = 0.99
     max_grad_norm: float = 10.0
     adam_eps: float = 1e-5
-    share_params: bool = False
-    actor_hidden: tuple[int, ...] = (64,)
     mixer_dim: int = 32
     discriminator_hidden: tuple[int, ...] = (64,)
     latent_hidden: tuple[int, ...] = (64,)
-    input_norm: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, RANGES)
+        super().__post_init__()
         self.epsilon = schedule_or_number(self.epsilon)

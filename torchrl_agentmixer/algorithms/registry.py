@@ -20,12 +20,15 @@ from torchrl_agentmixer.algorithms.ail import AIL, AILConfig
 from torchrl_agentmixer.algorithms.armappo import ARMAPPO
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.algorithms.happo import HAPPO, HAPPOConfig
+from torchrl_agentmixer.algorithms.hasac import HASAC, HASACConfig
 from torchrl_agentmixer.algorithms.magpo import MAGPO, MAGPOConfig
 from torchrl_agentmixer.algorithms.mappo import IPPO, MAPPO
+from torchrl_agentmixer.algorithms.masac import MASAC
 from torchrl_agentmixer.algorithms.mat import MAT, MATConfig, MATDec, MATDecConfig
 from torchrl_agentmixer.algorithms.maven import MAVEN, MAVENConfig
 from torchrl_agentmixer.algorithms.ppo_config import PPOConfig
 from torchrl_agentmixer.algorithms.sac import AgentMixerSAC, AgentMixerSACConfig
+from torchrl_agentmixer.algorithms.sac_base import SACConfig
 
 _ALGORITHMS: dict[str, tuple[type[Algorithm], type]] = {
     "agent_mixer": (AgentMixer, AgentMixerConfig),
@@ -34,9 +37,11 @@ _ALGORITHMS: dict[str, tuple[type[Algorithm], type]] = {
     "ail": (AIL, AILConfig),
     "armappo": (ARMAPPO, PPOConfig),
     "happo": (HAPPO, HAPPOConfig),
+    "hasac": (HASAC, HASACConfig),
     "ippo": (IPPO, PPOConfig),
     "magpo": (MAGPO, MAGPOConfig),
     "mappo": (MAPPO, PPOConfig),
+    "masac": (MASAC, SACConfig),
     "mat": (MAT, MATConfig),
     "mat_dec": (MATDec, MATDecConfig),
     "maven": (MAVEN, MAVENConfig),

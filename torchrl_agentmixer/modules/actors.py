@@ -136,9 +136,9 @@ class _Actor(nn.Module):
         self.one_hot: torch.Tensor
         self.register_buffer("one_hot", torch.eye(n_agents, device=device), persistent=False)
 
-    def params(self, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The policies' parameters for the head's output ``[*B, n, out_dim]``."""
-        return (output,)
+    def params(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The policies' parameters for features ``[*B, n, d]``."""
+        return (self.head(features),)
 
     def forward(
         self,
@@ -173,7 +173,7 @@ class _Actor(nn.Module):
             observation = torch.cat([observation, one_hot], -1)
         features = self.body(observation)  # [*B, n, d]
         if not self.memory_dim:
-            return *self.params(self.head(features)), features
+            return *self.params(features), features
         if memory is None or is_init is None:
             raise ValueError(
                 f"{type(self).__name__} with `memory_dim` {self.memory_dim}: expected `memory` and "
@@ -184,7 +184,7 @@ class _Actor(nn.Module):
         else:
             memory = self.memory(features, memory.masked_fill(is_init.unsqueeze(-1), 0.0))
         features = self.memory_norm(memory)
-        return *self.params(self.head(features)), features, memory
+        return *self.params(features), features, memory
 
 
 class CategoricalActor(_Actor):
@@ -235,6 +235,7 @@ class GaussianActor(_Actor):
 
     Keyword Args:
         scale_bound (float): :math:`b`, in the unit of the action.
+        scale_head (bool): the scale depends on the observation.
         **kwargs: as :class:`CategoricalActor`.
 
     Raises:
@@ -255,14 +256,32 @@ class GaussianActor(_Actor):
         action_dim: int,
         *,
         scale_bound: float = 0.5,
+        scale_head: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(n_agents, observation_dim, action_dim, **kwargs)
         self.scale_bound = scale_bound
-        self.scale_param = nn.Parameter(
-            torch.ones(n_agents, action_dim, device=kwargs.get("device"))
+        device = kwargs.get("device")
+        if not scale_head:
+            self.scale_head = None
+            self.scale_param = nn.Parameter(torch.ones(n_agents, action_dim, device=device))
+            return
+        self.scale_head = MultiAgentBody(
+            n_agents,
+            self.features_dim,
+            hidden=(),
+            out_dim=action_dim,
+            share_params=self.head.share_params,
+            input_norm=False,
+            device=device,
         )
 
-    def params(self, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        scale = self.scale_bound * torch.sigmoid(self.scale_param)
-        return output, scale.expand_as(output)
+    @property
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the scale alone."""
+        return [self.scale_param] if self.scale_head is None else [*self.scale_head.parameters()]
+
+    def params(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loc = self.head(features)
+        p = self.scale_param if self.scale_head is None else self.scale_head(features)
+        return loc, (self.scale_bound * torch.sigmoid(p)).expand_as(loc)

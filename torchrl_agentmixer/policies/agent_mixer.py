@@ -253,7 +253,8 @@ def freeze_scales(actors: Sequence[TensorDictModuleBase]) -> None:
     for actor in actors:
         for module in actor.modules():
             if isinstance(module, GaussianActor):
-                module.scale_param.requires_grad_(False)
+                for parameter in module.scale_parameters:
+                    parameter.requires_grad_(False)
 
 
 def _without_action_selection(
