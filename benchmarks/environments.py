@@ -58,7 +58,8 @@ def main() -> None:
     if not names:
         parser.error(f"--only {' '.join(chosen)}: expected some of {', '.join(available_envs())}")
     for index, name in enumerate(names):
-        env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0)
+        kwargs = {"reward": "mean"} if name.startswith("vmas/") else {}  # also of opponents
+        env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0, **kwargs)
         columns = [" + ".join(x) for x in zip(*map(describe, agent_groups(env)), strict=True)]
         row = dict(zip(("agents", "observation", "actions"), columns, strict=True))
         rate = f"{steps_per_second(env, options.seconds):,.0f}"

@@ -11,6 +11,7 @@ from torchrl.data import (
     Categorical,
     OneHot,
     Stacked,
+    StackedComposite,
     TensorSpec,
     Unbounded,
 )
@@ -40,6 +41,8 @@ class AgentGroup:
         action_dim: action dimensions (continuous) or number of actions (discrete).
         discrete: whether actions are categorical.
         masked: whether the environment writes ``(name, "action_mask")``.
+        leaves: whether it writes ``(name, "mask")`` ``[*B, n_agents]``, false for agents that have
+            left, beside continuous actions. (An action mask says so for discrete ones.)
         low: lower bounds of continuous actions, ``[n_agents, action_dim]``; ``None`` if unbounded.
         high: upper bounds, of the same shape.
 
@@ -58,6 +61,7 @@ class AgentGroup:
     action_dim: int
     discrete: bool
     masked: bool = False
+    leaves: bool = False
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
 
@@ -73,6 +77,12 @@ class AgentGroup:
     def key(self, leaf: str) -> NestedKey:
         """Nested key of an entry of the group."""
         return (self.name, leaf)
+
+    @property
+    def mask_keys(self) -> dict[str, NestedKey]:
+        """Key of what the joint distribution takes as ``mask``, if there is any."""
+        given = "action_mask" if self.masked else "mask" if self.leaves else None
+        return {} if given is None else {"mask": self.key(given)}
 
     @property
     def param_names(self) -> tuple[str, ...]:
@@ -111,22 +121,23 @@ def agent_groups(env: EnvBase) -> list[AgentGroup]:
         >>> group.n_agents, group.action_dim, group.discrete
         (2, 3, True)
     """
-    return [_group(env, name) for name in group_names(env)]
+    return [_group(env, name, n_agents) for name, n_agents in group_sizes(env).items()]
 
 
-def group_names(env: EnvBase) -> list[str]:
-    """Names of the groups of agents: those that act.
+def group_sizes(env: EnvBase) -> dict[str, int]:
+    """Number of agents of each group, from the specs of its actions.
 
     Raises:
-        ValueError: if an action has another key than ``(group, "action")``.
+        ValueError: for actions of another key, kind or shape than :func:`agent_groups` supports.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
-        >>> group_names(make_env("matrix/climbing"))
-        ['agents']
+        >>> group_sizes(make_env("matrix/climbing"))
+        {'agents': 2}
     """
     # Not from `group_map`, which batches of workers answer once per worker.
-    keys = list(env.full_action_spec_unbatched.keys(True, True))
+    specs = env.full_action_spec_unbatched
+    keys = list(specs.keys(True, True))
     for key in keys:
         if not (isinstance(key, tuple) and key[1:] == ("action",)):
             raise ValueError(
@@ -134,7 +145,7 @@ def group_names(env: EnvBase) -> list[str]:
                 f"{key!r}: expected a TorchRL multi-agent environment, such as VmasEnv or "
                 "PettingZooWrapper, with one action per agent."
             )
-    return [key[0] for key in keys]
+    return {key[0]: _check_action(key, specs[key]) for key in keys}
 
 
 def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
@@ -160,20 +171,30 @@ def check_team(env: EnvBase) -> None:
         >>> from torchrl_agentmixer.envs import make_env
         >>> check_team(make_env("matrix/climbing"))
     """
-    for name, spec in (("reward", env.full_reward_spec_unbatched), ("done", env.full_done_spec)):
+    specs = {"reward": env.full_reward_spec_unbatched, "done": env.full_done_spec_unbatched}
+    for name, spec in specs.items():
         keys = list(spec.keys(True, True))
-        nested = [key for key in keys if isinstance(key, tuple)]
-        if name not in keys or (name == "done" and nested):
+        nested = any(isinstance(key, tuple) for key in keys)
+        if name not in keys or (name == "done" and nested) or spec[name].shape != (1,):
+            got = {key: list(spec[key].shape) for key in keys}
             raise ValueError(
-                f"{type(env).__name__}: expected {name!r} of the whole team at the root only, got "
-                f"the keys {keys}: use `{_TEAM_ENV}`."
+                f"{type(env).__name__}: expected {name!r} [*B, 1] of the whole team at the root "
+                f"only, got (without *B) {got}: use `{_TEAM_ENV}`."
             )
 
 
-def _group(env: EnvBase, name: str) -> AgentGroup:
-    action_key, key = (name, "action"), (name, "observation")
-    action = env.full_action_spec_unbatched[action_key]
-    n_agents, discrete = _check_action(action_key, action), type(action) is Categorical
+def check_equal_sizes(key: NestedKey, spec: TensorSpec) -> None:
+    """Raise a ValueError for a stack of different specs, one per agent of a group."""
+    if isinstance(spec, Stacked | StackedComposite):
+        raise ValueError(
+            f"{key!r}: expected entries of one size for all agents of a group, got different "
+            f"ones. {_ONE_GROUP}"
+        )
+
+
+def _group(env: EnvBase, name: str, n_agents: int) -> AgentGroup:
+    action, key = env.full_action_spec_unbatched[name, "action"], (name, "observation")
+    discrete = type(action) is Categorical
     advice = "Name another or a nested entry by `team_env(env, observation_key=...)`."
     observation = _spec(env, key, advice)
     _check_vector(key, observation, 2, "[*B, n_agents, o]")
@@ -182,14 +203,15 @@ def _group(env: EnvBase, name: str) -> AgentGroup:
             f"{key!r}: expected observations of {n_agents} agents, as there are actions, got "
             f"{_shape(observation)}."
         )
-    bounded = isinstance(action, Bounded)
+    bounded, entries = isinstance(action, Bounded), env.observation_spec_unbatched.keys(True, True)
     return AgentGroup(
         name=name,
         n_agents=n_agents,
         observation_dim=observation.shape[1],
         action_dim=action.space.n if discrete else action.shape[1],
         discrete=discrete,
-        masked=(name, "action_mask") in env.observation_spec_unbatched.keys(True, True),
+        masked=discrete and (name, "action_mask") in entries,
+        leaves=not discrete and (name, "mask") in entries,
         low=action.space.low if bounded else None,
         high=action.space.high if bounded else None,
     )
@@ -223,10 +245,7 @@ def _check_action(key: NestedKey, action: TensorSpec) -> int:
 
 def _check_vector(key: NestedKey, spec: TensorSpec, ndim: int, expected: str) -> None:
     """Check that an entry, given without batch size, has ``ndim`` dimensions and is float32."""
-    if isinstance(spec, Stacked):
-        raise ValueError(
-            f"{key!r}: expected {expected}, got observations of different sizes. {_ONE_GROUP}"
-        )
+    check_equal_sizes(key, spec)
     if len(spec.shape) != ndim:
         raise ValueError(
             f"{key!r}: expected {expected}, got {_shape(spec)}. Encode images; TorchRL's "

@@ -81,7 +81,7 @@ def test_a_mixture_trains_all_its_parts(share):
 
 def test_the_mixture_spans_groups_of_discrete_actions():
     torch.manual_seed(0)
-    env = make_env("vmas/simple_tag", num_envs=200, seed=0, continuous_actions=False)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=200, seed=0, continuous_actions=False)
     algorithm = make_algorithm("agent_mixer", env, 10_000, MIXTURE)
     data = collect(env, algorithm.policy, 1)
     assert data["action_log_prob"].shape == (200, 1)

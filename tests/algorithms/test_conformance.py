@@ -19,8 +19,8 @@ ENVS = {
     "vmas/predator_prey": {},
 }
 GROUPS = {
-    "vmas/simple_tag": {},
-    "vmas/simple_tag, discrete": {"continuous_actions": False},
+    "vmas/simple_tag": {"reward": "mean"},
+    "vmas/simple_tag, discrete": {"reward": "mean", "continuous_actions": False},
     "mamujoco/humanoid_9_8": {},
 }
 MEMORY = {"memory_dim": 8, "sequence_length": 4}
@@ -278,7 +278,7 @@ def test_methods_differ_only_in_method():
 
 @pytest.mark.parametrize("env_name", ["matrix/climbing", "vmas/predator_prey", "vmas/simple_tag"])
 def test_the_registry_lists_what_an_environment_supports(env_name):
-    env = make_env(env_name, num_envs=2)
+    env = make_env(env_name, num_envs=2, **{**ENVS, **GROUPS}.get(env_name, {}))
     supported = available_algorithms(env)
     for name in available_algorithms():
         if name in supported:

@@ -208,7 +208,7 @@ class TestRefusals:
             make_algorithm("agent_mixer_sac", env, 100)
 
     def test_several_groups(self):
-        env = make_env("vmas/simple_tag", num_envs=2)
+        env = make_env("vmas/simple_tag", reward="mean", num_envs=2)
         with pytest.raises(ValueError, match=r"one group of agents, got \['adversary', 'agent'\]"):
             sac(env)
 

@@ -47,7 +47,7 @@ BUILDERS: dict[str, Build] = {
     "vmas/predator_prey": _named("vmas/predator_prey", penalty=-1.0),
     "vmas no respawn": _named("vmas/predator_prey", respawn=False, catch_radius=1.5),
     "vmas/balance": _named("vmas/balance", max_steps=100),
-    "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100),  # two groups
+    "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100, reward="mean"),  # two groups
     "vmas discrete": _named("vmas/predator_prey", continuous_actions=False),
 }
 ONE_SHOT = [name for name in BUILDERS if name.startswith(("matrix", "continuous"))]

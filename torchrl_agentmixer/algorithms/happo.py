@@ -223,7 +223,7 @@ class AgentUpdate(nn.Module):
     def select(self, data: TensorDictBase) -> TensorDict:
         """The agent's entries of a batch ``[*B]``, with an agent axis: ``[*B, 1, ...]``."""
         leaves = ["observation", "action", LOG_PROB_KEY]
-        leaves += ["action_mask"] if self.group.masked else []
+        leaves += [key[-1] for key in self.group.mask_keys.values()]
         recurrent = "is_init" in self.actor.in_keys
         leaves += ["memory"] if recurrent else []
         own = {

@@ -49,7 +49,7 @@ class TransformerPolicy(AutoregressivePolicyBase):
     ) -> None:
         super().__init__(individual, group)
         self.encoder = encoder
-        self._mask_keys = [group.key("action_mask")] if group.masked else []
+        self._mask_keys = list(group.mask_keys.values())
         self.in_keys = [*encoder.in_keys, *self._mask_keys]
         self.out_keys = list(individual.out_keys)
 
