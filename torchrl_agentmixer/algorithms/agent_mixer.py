@@ -127,7 +127,12 @@ class AgentMixer(PPOAlgorithm):
         config: AgentMixerConfig | ContinuousAgentMixerConfig | None = None,
     ) -> None:
         config = config or self.config_class()
-        self.supported_groups(env)
+        groups = self.supported_groups(env)
+        if len(groups) > 1 and getattr(config, "ratio", "team") == "agent":
+            raise ValueError(
+                f"{type(self).__name__}: expected `ratio` 'team' for several groups of agents "
+                f"{[group.name for group in groups]}, got 'agent'."
+            )
         policy = self.policy_class.from_env(
             env, actor_kwargs=config.actor_kwargs, **config.policy_kwargs
         ).to(env.device)

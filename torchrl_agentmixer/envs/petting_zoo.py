@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from torchrl.envs import EnvBase, PettingZooWrapper, SerialEnv
 from torchrl_agentmixer._choices import check_at_least, check_known, unknown_name
 from torchrl_agentmixer.envs.adapters import team_env
 from torchrl_agentmixer.envs.team_reward import TeamReward
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # else pygame prints a greeting
 
 # Packages of parallel tasks; MPE has one of its own since PettingZoo 1.25.
 _PACKAGES = ("mpe2", "pettingzoo.butterfly", "pettingzoo.sisl")

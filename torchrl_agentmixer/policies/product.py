@@ -21,6 +21,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
+from torchrl_agentmixer._choices import check_memory
 from torchrl_agentmixer.distributions import (
     GroupedDistributionBuilder,
     GroupedMixtureBuilder,
@@ -102,6 +103,8 @@ class RecurrentActor(TensorDictModule):
         self.memory_key = memory_key
 
     def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
+        keys = (self.memory_key, "is_init")
+        check_memory("RecurrentActor", {key: tensordict.get(key, None) for key in keys})
         if not recurrent_mode():
             return super().forward(tensordict, **kwargs)
         observation, memory, is_init = (tensordict.get(key) for key in self.in_keys)
