@@ -358,19 +358,27 @@ def test_absent_agents_have_no_part_in_log_probability_and_entropy(cls, joint):
     mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
     dist = cls(loc, scale, joint=joint, mask=mask)
     action = dist.sample()
-    for name, values in (("log_prob", dist.log_prob(action)), ("entropy", dist.entropy())):
+    other = cls(loc + 1, scale, joint=joint, mask=mask)
+    found = {
+        "log_prob": dist.log_prob(action),
+        "entropy": dist.entropy(),
+        "kl": kl_divergence(dist, other),
+    }
+    for name, values in found.items():
         assert values.shape == ((4,) if joint else (4, 3))
         for row in range(4):
             present = mask[row]
             expected = torch.zeros(3)
             if present.any():
                 alone = cls(loc[row, present], scale[row, present], joint=False)
-                own = (
-                    alone.log_prob(action[row, present]) if name == "log_prob" else alone.entropy()
-                )
-                expected[present] = own
+                shifted = cls(loc[row, present] + 1, scale[row, present], joint=False)
+                expected[present] = {
+                    "log_prob": alone.log_prob(action[row, present]),
+                    "entropy": alone.entropy(),
+                    "kl": kl_divergence(alone, shifted),
+                }[name]
             got = values[row]
             torch.testing.assert_close(got, expected.sum() if joint else expected)
-    (dist.log_prob(action).sum() + dist.entropy().sum()).backward()
+    sum(values.sum() for values in found.values()).backward()
     assert (loc.grad[~mask] == 0).all()
     assert (loc.grad[mask] != 0).any()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.distributions import Independent, Normal, constraints
+from torch.distributions import Independent, Normal, constraints, kl_divergence, register_kl
 from torchrl.modules import TanhNormal
 
 from torchrl_agentmixer.distributions._validation import check_finite, check_rank, should_validate
@@ -231,3 +231,27 @@ class IGCTanhNormal(_PresentAgents, TanhNormal):
 
 def _expanded(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
     return None if mask is None else mask.expand(shape[:-1])
+
+
+@register_kl(IGCNormal, IGCNormal)
+def _kl_normal(p: IGCNormal, q: IGCNormal) -> torch.Tensor:
+    return _kl_of_present_agents(p, q, kl_divergence(p.base_dist, q.base_dist))
+
+
+@register_kl(IGCTanhNormal, IGCTanhNormal)
+def _kl_tanh_normal(p: IGCTanhNormal, q: IGCTanhNormal) -> torch.Tensor:
+    if p.transforms != q.transforms:
+        raise NotImplementedError
+    return _kl_of_present_agents(p, q, kl_divergence(p.base_dist.base_dist, q.base_dist.base_dist))
+
+
+def _kl_of_present_agents(
+    p: IGCNormal | IGCTanhNormal, q: IGCNormal | IGCTanhNormal, per_dim: torch.Tensor
+) -> torch.Tensor:
+    """Sum of ``per_dim`` ``[*B, n, A]`` over the agents of the mask of ``p``."""
+    if p.joint != q.joint:
+        raise NotImplementedError
+    per_agent = per_dim.sum(-1)
+    if p.mask is not None:
+        return p._present(per_agent)
+    return per_agent.sum(-1) if p.joint else per_agent
