@@ -170,6 +170,12 @@ def test_options_of_other_actions_do_not_exist(name, option):
         make_algorithm(name, make_env(env_name, num_envs=2), 100, {option: 1})
 
 
+def test_a_ratio_per_agent_needs_one_group():
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=2)
+    with pytest.raises(ValueError, match=r"`ratio` 'team' for several groups.*got 'agent'"):
+        make_algorithm("agent_mixer_continuous", env, 100, {"ratio": "agent"})
+
+
 def test_ratio_names_are_checked():
     with pytest.raises(ValueError, match="'team' or 'agent', got 'joint'"):
         ContinuousAgentMixerConfig(ratio="joint")

@@ -284,7 +284,8 @@ def test_the_registry_lists_what_an_environment_supports(env_name):
         if name in supported:
             algorithms.make_algorithm(name, env, 100)
         else:
-            with pytest.raises(ValueError, match="available_algorithms"):
+            names = ", ".join(supported)
+            with pytest.raises(ValueError, match=f"available_algorithms.*It lists {names}"):
                 algorithms.make_algorithm(name, env, 100)
 
 
@@ -302,3 +303,19 @@ def test_unknown_names_are_explained():
 def test_default_options_rebuild_the_default_config(name):
     """Options as JSON and Hydra represent them give the same config."""
     assert algorithms.resolved_options(name, default_options(name)) == default_options(name)
+
+
+@pytest.mark.parametrize("name", [n for n in available_algorithms() if has(n, "memory_dim")])
+def test_a_policy_with_memory_in_an_environment_without(name):
+    env = make_env("grid/predator_prey", num_envs=2)
+    if not algorithm_class(name).discrete:
+        env = make_env("vmas/predator_prey", num_envs=2)
+    policy = make_algorithm(name, env, MEMORY).policy
+    with pytest.raises(KeyError, match=r"with_memory\(env, policy\)"):
+        policy(env.reset())
+
+
+def test_maven_in_an_environment_without_latent():
+    env = make_env("grid/predator_prey", num_envs=2)
+    with pytest.raises(KeyError, match=r"with_memory\(env, policy\)"):
+        make_algorithm("maven", env, {}).policy(env.reset())

@@ -37,7 +37,7 @@ def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> di
         if not torch.as_tensor(bound).isfinite().all():
             raise ValueError(
                 f"{group.key('action')!r}: expected finite bounds for `distribution` "
-                f"'tanh_normal', got `{name}` {bound}: use 'normal'."
+                f"'tanh_normal', got `{name}` {torch.as_tensor(bound).tolist()}: use 'normal'."
             )
     return bounds
 

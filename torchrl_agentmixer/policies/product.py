@@ -261,7 +261,9 @@ class Mode(nn.Module):
         scale = torch.ones_like(params)
         dist = self.cls(params, scale, validate_args=False, **self.bounds)
         mode = dist.deterministic_sample
-        return mode.clamp(self.limits["low"], self.limits["high"]) if self.limits else mode
+        for name, limit in self.limits.items():
+            mode = mode.clamp(**{{"low": "min", "high": "max"}[name]: limit})
+        return mode
 
 
 def probabilistic_module(
