@@ -6,9 +6,11 @@ from importlib import import_module
 
 import pytest
 import torch
+from torchrl.envs import PettingZooWrapper
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_agentmixer.envs import available_envs, make_env
+from torchrl_agentmixer import AgentMixerPolicy
+from torchrl_agentmixer.envs import available_envs, make_env, team_env
 from torchrl_agentmixer.groups import agent_groups, check_team, state_dim
 from torchrl_agentmixer.training.evaluation import can_render
 
@@ -89,3 +91,17 @@ def test_errors():
 
 def test_batches_of_workers_are_not_rendered():
     assert not can_render(make_env("pettingzoo/simple_spread_v3", num_envs=2))
+
+
+def test_turn_based_tasks():
+    """TorchRL's mask says whose turn it is; the others have one action."""
+    task = import_module("mpe2.simple_spread_v3").env(max_cycles=2)
+    group = {"agents": [f"agent_{i}" for i in range(3)]}
+    env = team_env(PettingZooWrapper(task, use_mask=True, group_map=group))
+    check_env_specs(env)
+    policy = AgentMixerPolicy.from_env(env)
+    rollout = env.rollout(6, policy)
+    turns = [[t % 3 == i for i in range(3)] for t in range(6)]
+    assert rollout["agents", "mask"][0].tolist() == turns
+    assert (rollout["agents", "action"][~rollout["agents", "mask"]] == 0).all()
+    assert rollout["next", "done"][0, :, 0].tolist() == [False] * 5 + [True]

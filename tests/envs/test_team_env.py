@@ -69,8 +69,9 @@ class Counter(AnyEnv):
         ]
         done = torch.cat([self.time >= 1, self.time >= 2], -1).unsqueeze(-1)  # [*B, 2, 1]
         out["agents", "done"] = done
-        for agent, flag in enumerate(self.ends):
-            out["agents", flag][..., agent, :] = done[..., agent, :]
+        for agent, end in enumerate(self.ends):
+            for flag in ("terminated", "truncated") if end == "both" else (end,):
+                out["agents", flag][..., agent, :] = done[..., agent, :]
         out["done"] = done.all(-2)
         out["terminated"] = out["done"].clone()  # a wrapper may not know better
         return out
@@ -122,6 +123,8 @@ def test_environments_keep_their_order_and_partial_resets_reach_them():
         (("terminated", "terminated"), False),
         (("terminated", "truncated"), True),
         (("truncated", "truncated"), True),
+        (("both", "terminated"), False),  # as PettingZooWrapper says of agents that left earlier
+        (("both", "truncated"), True),
     ],
 )
 def test_an_episode_is_truncated_if_an_agent_is(ends, truncated):
