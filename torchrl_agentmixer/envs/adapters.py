@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import unravel_key
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ActionMask, Compose, EnvBase, Transform, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_agentmixer.envs.base import done_spec, flag_spec
 from torchrl_agentmixer.envs.team_reward import RewardFunction, TeamReward, team_reward
@@ -76,10 +77,16 @@ def team_env(
     team = _TeamEnv(env, Compose(transform, *masks), auto_unwrap=False)
     agent_groups(team)
     check_team(team)
-    given = env.__dict__.get("group_map")
-    numbered = {name: [f"{name}_{i}" for i in range(n)] for name, n in transform.sizes.items()}
-    team.group_map = given if isinstance(given, Mapping) else numbered
+    team.group_map = _group_map(env, transform.sizes)
     return team
+
+
+def _group_map(env: EnvBase, sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """The environment's own agents by group, or numbered ones for a batch of workers."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    own = None if isinstance(env, BatchedEnvBase) else getattr(env, "group_map", None)
+    return own or {name: [f"{name}_{i}" for i in range(n)] for name, n in sizes.items()}
 
 
 class _TeamEnv(TransformedEnv):
