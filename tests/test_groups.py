@@ -26,6 +26,7 @@ ONE_HOT = {"agents": OneHot(4, shape=(2, 4))}
 REFUSED_ACTIONS = {
     "binary": (Binary(3, shape=(2, 3), dtype=torch.int8), r"got Binary \[\*B, 2, 3\]"),
     "binary per agent": (Binary(1, shape=(2, 1)), "got Binary"),
+    "one bit per agent": (Binary(2, shape=(2,)), "got Binary"),
     "several choices": (Categorical(3, shape=(2, 4)), r"\[\*B, n_agents\], got Categorical"),
     "an entry of one choice": (Categorical(3, shape=(2, 1)), r"\[\*B, n_agents\], got"),
     "multi-discrete": (MultiCategorical([3, 2], shape=(2, 2)), "got MultiCategorical"),

@@ -16,7 +16,7 @@ from torchrl_agentmixer import export_decentralized
 from torchrl_agentmixer.algorithms import algorithm_class, make_algorithm
 from torchrl_agentmixer.envs import make_env, team_env
 from torchrl_agentmixer.reporting import read_metrics
-from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
+from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
 
 pytest.importorskip("mpe2")
 pytest.importorskip("vmas")
@@ -161,3 +161,5 @@ def test_other_batch_sizes_are_refused_before_training(batch, tmp_path):
         run = RunDirectory(tmp_path / name)
         with pytest.raises(ValueError, match=rf"`{name}`.*\[num_envs\], got.*team_env\({name}\)"):
             train(algorithm, *pair, loop, run)
+    with pytest.raises(ValueError, match=r"`env`.*\[num_envs\], got"):
+        evaluate(algorithm.execution_policy, env, max_steps=3)
