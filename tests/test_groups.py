@@ -26,7 +26,6 @@ ONE_HOT = {"agents": OneHot(4, shape=(2, 4))}
 REFUSED_ACTIONS = {
     "binary": (Binary(3, shape=(2, 3), dtype=torch.int8), r"got Binary \[\*B, 2, 3\]"),
     "binary per agent": (Binary(1, shape=(2, 1)), "got Binary"),
-    "one bit per agent": (Binary(2, shape=(2,)), "got Binary"),
     "several choices": (Categorical(3, shape=(2, 4)), r"\[\*B, n_agents\], got Categorical"),
     "an entry of one choice": (Categorical(3, shape=(2, 1)), r"\[\*B, n_agents\], got"),
     "multi-discrete": (MultiCategorical([3, 2], shape=(2, 2)), "got MultiCategorical"),
@@ -44,6 +43,12 @@ def test_actions_that_are_not_one_choice_or_a_vector_per_agent(kind, batch):
     action, message = REFUSED_ACTIONS[kind]
     with pytest.raises(ValueError, match=rf"\('agents', 'action'\): expected .*{message}"):
         agent_groups(AnyEnv(action, batch=batch))
+
+
+def test_one_bit_per_agent():
+    """TorchRL itself cannot index such specs with a batch size."""
+    with pytest.raises(ValueError, match="got Binary"):
+        agent_groups(AnyEnv(Binary(2, shape=(2,))))
 
 
 def test_multidiscrete_actions_of_vmas():
