@@ -58,7 +58,9 @@ def main() -> None:
     if not names:
         parser.error(f"--only {' '.join(chosen)}: expected some of {', '.join(available_envs())}")
     for index, name in enumerate(names):
-        env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0)
+        rewards_per_agent = name.startswith(("pettingzoo/", "vmas/"))
+        kwargs = {"reward": "mean"} if rewards_per_agent else {}  # also of opponents
+        env = make_env(name, num_envs=options.num_envs, device=options.device, seed=0, **kwargs)
         columns = [" + ".join(x) for x in zip(*map(describe, agent_groups(env)), strict=True)]
         row = dict(zip(("agents", "observation", "actions"), columns, strict=True))
         rate = f"{steps_per_second(env, options.seconds):,.0f}"
@@ -68,8 +70,12 @@ def main() -> None:
 
 
 # Families with many scenarios, and those of their scenarios that are shown by default.
-MANY = ("vmas/", "smax/")
-OWN = ("vmas/predator_prey", "smax/smacv2_5_units", "smax/smacv2_10_units")
+MANY = ("pettingzoo/", "smax/", "vmas/")
+OWN = (
+    "pettingzoo/simple_spread_v3",
+    *("smax/smacv2_5_units", "smax/smacv2_10_units"),
+    "vmas/predator_prey",
+)
 
 if __name__ == "__main__":
     main()

@@ -72,7 +72,7 @@ def train_case(case: Case, folder: Path, *, resume: bool = False, **loop: Any) -
     """Train three batches of 160 steps, or what is left of them."""
     method, env_name, options = case
     torch.manual_seed(0)
-    kwargs = {"penalty": -1.0} if env_name == GRID else {}
+    kwargs = {GRID: {"penalty": -1.0}, TAG: {"reward": "mean"}}.get(env_name, {})
     env, eval_env = (make_env(env_name, num_envs=n, seed=0, **kwargs) for n in (10, 5))
     torch.manual_seed(0)
     algorithm = make_algorithm(method, env, 480, options)

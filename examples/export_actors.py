@@ -21,7 +21,7 @@ def main(run: Path, out: Path, overwrite: bool = False, one_file: bool = False) 
     return export_decentralized(
         algorithm.execution_policy,
         out,
-        normalization=None if normalizer is None else normalizer.loc_and_scale(),
+        normalization=None if normalizer is None else normalizer.loc_scale_bound(),
         metadata={name: values[name] for name in ("env", "algorithm", "seed")},
         one_file=one_file,
         overwrite=overwrite,

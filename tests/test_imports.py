@@ -19,11 +19,13 @@ EXTRAS = (
     "jaxmarl",
     "matplotlib",
     "mlflow",
+    "mpe2",
     "mujoco",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "pandas",
+    "pettingzoo",
     "PIL",
     "ray",
     "rliable",
@@ -57,7 +59,7 @@ HINTS = """
 from torchrl_agentmixer import envs
 
 names = envs.available_envs()
-for prefix in ("vmas", "mamujoco", "smacv2", "smax"):
+for prefix in ("vmas", "mamujoco", "pettingzoo", "smacv2", "smax"):
     assert not [name for name in names if name.startswith(prefix + "/")], names
 extra = 'pip install "torchrl_agentmixer[{}]"'
 smacv2 = ("git+https://github.com/oxwhirl/smacv2", "StarCraft II", "docs/smacv2.md")
@@ -66,6 +68,7 @@ for call, parts in (
     (lambda: envs.make_env("mamujoco/ant_4x2"), [extra.format("mamujoco")]),
     (lambda: envs.MaMujocoEnv("ant_4x2"), [extra.format("mamujoco")]),
     (lambda: envs.make_env("smax/3m"), [extra.format("smax")]),
+    (lambda: envs.make_env("pettingzoo/simple_spread_v3"), [extra.format("pettingzoo")]),
     (lambda: envs.make_env("smacv2/zerg_5_vs_5"), smacv2),
     (lambda: envs.SMACv2TeamEnv("zerg"), smacv2),
     (envs.make_env("grid/predator_prey").render, [extra.format("plots")]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> str:
@@ -45,6 +46,20 @@ def check_known(kind: str, names: Iterable[str], available: Collection[str]) -> 
     for name in names:
         if name not in available:
             raise ValueError(unknown_name(kind, name, available))
+
+
+def check_memory(owner: str, entries: Mapping[Any, object]) -> None:
+    """Raise a KeyError for entries that are ``None`` because the environment has no memory.
+
+    Examples:
+        >>> check_memory("RecurrentActor", {"is_init": True})
+    """
+    for key, value in entries.items():
+        if value is None:
+            raise KeyError(
+                f"{owner}: expected the entry {key!r}, got none: wrap the environment by "
+                "`torchrl_agentmixer.envs.with_memory(env, policy)`."
+            )
 
 
 def check_values(owner: str, **values: tuple[object, bool, str]) -> None:

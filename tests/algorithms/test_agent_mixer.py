@@ -83,7 +83,7 @@ def test_a_mixture_trains_all_its_parts(share):
 
 def test_the_mixture_spans_groups_of_discrete_actions():
     torch.manual_seed(0)
-    env = make_env("vmas/simple_tag", num_envs=200, seed=0, continuous_actions=False)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=200, seed=0, continuous_actions=False)
     algorithm = make_algorithm("agent_mixer", env, 10_000, MIXTURE)
     data = collect(env, algorithm.policy, 1)
     assert data["action_log_prob"].shape == (200, 1)
@@ -201,6 +201,12 @@ def test_options_of_other_actions_do_not_exist(name, option):
     env_name = "vmas/predator_prey" if "continuous" in name else "matrix/climbing"
     with pytest.raises(ValueError, match=f"hyperparameter of {name} '{option}'"):
         make_algorithm(name, make_env(env_name, num_envs=2), 100, {option: 1})
+
+
+def test_a_ratio_per_agent_needs_one_group():
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=2)
+    with pytest.raises(ValueError, match=r"`ratio` 'team' for several groups.*got 'agent'"):
+        make_algorithm("agent_mixer_continuous", env, 100, {"ratio": "agent"})
 
 
 def test_ratio_names_are_checked():

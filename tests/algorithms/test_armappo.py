@@ -193,7 +193,7 @@ def test_squashed_actions_keep_their_bounds():
 
 def test_groups_act_one_after_another():
     """The second group reads the first group's actions; the first does not read the second's."""
-    env = make_env("vmas/simple_tag", num_envs=5, seed=0)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=5, seed=0)
     algorithm = make_algorithm("armappo", env, 1000)
     first, second = agent_groups(env)
     assert (first.name, "action") in algorithm.policy.module[1].in_keys

@@ -19,8 +19,8 @@ ENVS = {
     "vmas/predator_prey": {},
 }
 GROUPS = {
-    "vmas/simple_tag": {},
-    "vmas/simple_tag, discrete": {"continuous_actions": False},
+    "vmas/simple_tag": {"reward": "mean"},
+    "vmas/simple_tag, discrete": {"reward": "mean", "continuous_actions": False},
     "mamujoco/humanoid_9_8": {},
 }
 MEMORY = {"memory_dim": 8, "sequence_length": 4}
@@ -278,13 +278,14 @@ def test_methods_differ_only_in_method():
 
 @pytest.mark.parametrize("env_name", ["matrix/climbing", "vmas/predator_prey", "vmas/simple_tag"])
 def test_the_registry_lists_what_an_environment_supports(env_name):
-    env = make_env(env_name, num_envs=2)
+    env = make_env(env_name, num_envs=2, **{**ENVS, **GROUPS}.get(env_name, {}))
     supported = available_algorithms(env)
     for name in available_algorithms():
         if name in supported:
             algorithms.make_algorithm(name, env, 100)
         else:
-            with pytest.raises(ValueError, match="available_algorithms"):
+            names = ", ".join(supported)
+            with pytest.raises(ValueError, match=f"available_algorithms.*It lists {names}"):
                 algorithms.make_algorithm(name, env, 100)
 
 
@@ -302,3 +303,19 @@ def test_unknown_names_are_explained():
 def test_default_options_rebuild_the_default_config(name):
     """Options as JSON and Hydra represent them give the same config."""
     assert algorithms.resolved_options(name, default_options(name)) == default_options(name)
+
+
+@pytest.mark.parametrize("name", [n for n in available_algorithms() if has(n, "memory_dim")])
+def test_a_policy_with_memory_in_an_environment_without(name):
+    env = make_env("grid/predator_prey", num_envs=2)
+    if not algorithm_class(name).discrete:
+        env = make_env("vmas/predator_prey", num_envs=2)
+    policy = make_algorithm(name, env, MEMORY).policy
+    with pytest.raises(KeyError, match=r"with_memory\(env, policy\)"):
+        policy(env.reset())
+
+
+def test_maven_in_an_environment_without_latent():
+    env = make_env("grid/predator_prey", num_envs=2)
+    with pytest.raises(KeyError, match=r"with_memory\(env, policy\)"):
+        make_algorithm("maven", env, {}).policy(env.reset())

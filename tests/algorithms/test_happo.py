@@ -277,7 +277,7 @@ def test_the_last_factor_is_the_joint_ratio():
 
 def test_agents_of_all_groups_take_turns_in_random_orders():
     torch.manual_seed(0)
-    env = make_env("vmas/simple_tag", num_envs=3, seed=0)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=3, seed=0)
     sizes = [len(agents) for agents in env.group_map.values()]
     for fixed in (False, True):
         config = HAPPOConfig(**ONE_STEP, fixed_order=fixed)
@@ -291,7 +291,7 @@ def test_agents_of_all_groups_take_turns_in_random_orders():
 
 def test_squashed_actions_of_groups_have_their_own_bounds():
     torch.manual_seed(0)
-    env = make_env("vmas/simple_tag", num_envs=5, seed=0)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=5, seed=0)
     algorithm = HAPPO(env, 10_000, HAPPOConfig(**ONE_STEP, distribution="tanh_normal"))
     data = collect(env, algorithm.policy).reshape(-1)
     for turn in algorithm.agents:

@@ -322,7 +322,7 @@ def test_mat_finds_the_best_answer_to_a_first_move():
 class TestRefusals:
     @pytest.mark.parametrize("name", ["mat", "mat_dec"])
     def test_several_groups(self, name):
-        env = make_env("vmas/simple_tag", num_envs=2, seed=0)
+        env = make_env("vmas/simple_tag", reward="mean", num_envs=2, seed=0)
         with pytest.raises(ValueError, match=r"one group of agents, got \['adversary', 'agent'\]"):
             make_algorithm(name, env, 100)
 

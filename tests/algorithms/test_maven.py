@@ -416,7 +416,7 @@ class TestErrors:
             ("vmas/predator_prey", {}, "discrete actions, got continuous ones of group 'agents'"),
             (
                 "vmas/simple_tag",
-                {"continuous_actions": False},
+                {"continuous_actions": False, "reward": "mean"},
                 r"one group of agents, got \['adversary', 'agent'\]",
             ),
         ],

@@ -17,7 +17,7 @@ def collect(env, policy, steps=8):
 
 def test_groups_count_by_their_agents():
     """MAPPO's losses on two groups: means over all agents, and the shared critic's loss once."""
-    env = make_env("vmas/simple_tag", num_envs=4, seed=0)
+    env = make_env("vmas/simple_tag", reward="mean", num_envs=4, seed=0)
     torch.manual_seed(0)
     algorithm = make_algorithm("mappo", env, 10_000)
     batch = collect(env, algorithm.policy)

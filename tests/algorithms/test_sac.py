@@ -246,7 +246,7 @@ class TestRefusals:
 
     @EVERY
     def test_several_groups(self, method):
-        env = make_env("vmas/simple_tag", num_envs=2)
+        env = make_env("vmas/simple_tag", reward="mean", num_envs=2)
         with pytest.raises(ValueError, match=r"one group of agents, got \['adversary', 'agent'\]"):
             sac(env, method)
 

@@ -35,8 +35,10 @@ def mixture(batch, dtype, masked=False):
     return IGCMixture(own.individual_logits, noise, weights, own.mask, modified_share=0.7)
 
 
-def normal(batch, dtype, cls=IGCNormal, **kwargs):
+def normal(batch, dtype, cls=IGCNormal, masked=False, **kwargs):
     loc = torch.randn(*batch, N, A, dtype=dtype)
+    if masked:
+        kwargs["mask"] = torch.rand(*batch, N) < 0.5
     return cls(loc, torch.rand_like(loc) + 0.2, **kwargs)
 
 
@@ -53,7 +55,10 @@ CASES = {
     "mixture, masked": lambda *a: mixture(*a, masked=True),
     "normal": normal,
     "normal, per agent": lambda *a: normal(*a, joint=False),
+    "normal, masked": lambda *a: normal(*a, masked=True),
+    "normal, masked, per agent": lambda *a: normal(*a, masked=True, joint=False),
     "squashed": squashed,
+    "squashed, masked": lambda *a: squashed(*a, masked=True),
     "squashed, per agent": lambda *a: squashed(*a, joint=False),
     "groups": lambda *a: GroupedDistribution({"a": categorical(*a), "b": normal(*a)}),
     "one group": lambda *a: GroupedDistribution({"a": squashed(*a)}),
@@ -63,7 +68,7 @@ EVERY = pytest.mark.parametrize("name", list(CASES))
 BATCHES = pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 5)])
 # Distributions whose `deterministic_sample` is the mode.
 WITH_MODE = pytest.mark.parametrize(
-    "name", sorted({*CASES} - {"squashed", "squashed, per agent", "one group"})
+    "name", sorted({*CASES} - {"squashed", "squashed, masked", "squashed, per agent", "one group"})
 )
 
 

@@ -347,3 +347,38 @@ def test_normal_is_the_product_of_its_parts():
     action = torch.randn_like(loc)
     expected = Normal(loc, scale).log_prob(action).sum((-1, -2))
     torch.testing.assert_close(IGCNormal(loc, scale).log_prob(action), expected)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("cls", [IGCNormal, IGCTanhNormal])
+def test_absent_agents_have_no_part_in_log_probability_and_entropy(cls, joint):
+    """The team is that of the agents present: by a distribution of these alone."""
+    torch.manual_seed(0)
+    loc, scale = torch.randn(4, 3, 2, requires_grad=True), torch.rand(4, 3, 2) + 0.2
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
+    dist = cls(loc, scale, joint=joint, mask=mask)
+    action = dist.sample()
+    other = cls(loc + 1, scale, joint=joint, mask=mask)
+    found = {
+        "log_prob": dist.log_prob(action),
+        "entropy": dist.entropy(),
+        "kl": kl_divergence(dist, other),
+    }
+    for name, values in found.items():
+        assert values.shape == ((4,) if joint else (4, 3))
+        for row in range(4):
+            present = mask[row]
+            expected = torch.zeros(3)
+            if present.any():
+                alone = cls(loc[row, present], scale[row, present], joint=False)
+                shifted = cls(loc[row, present] + 1, scale[row, present], joint=False)
+                expected[present] = {
+                    "log_prob": alone.log_prob(action[row, present]),
+                    "entropy": alone.entropy(),
+                    "kl": kl_divergence(alone, shifted),
+                }[name]
+            got = values[row]
+            torch.testing.assert_close(got, expected.sum() if joint else expected)
+    sum(values.sum() for values in found.values()).backward()
+    assert (loc.grad[~mask] == 0).all()
+    assert (loc.grad[mask] != 0).any()

@@ -49,7 +49,7 @@ BUILDERS: dict[str, Build] = {
     "vmas/balance": _named("vmas/balance", max_steps=100),
     "vmas/give_way": _named("vmas/give_way"),
     "vmas/passage": _named("vmas/passage"),
-    "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100),  # two groups
+    "vmas/simple_tag": _named("vmas/simple_tag", max_steps=100, reward="mean"),  # two groups
     "vmas discrete": _named("vmas/predator_prey", continuous_actions=False),
 }
 ONE_SHOT = [name for name in BUILDERS if name.startswith(("matrix", "continuous"))]

@@ -9,7 +9,9 @@ from tensordict import TensorDict
 from torchrl.envs import RewardSum, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.envs import (
+    MatrixGameEnv,
     ObservationNormalizer,
     load_simulation_state,
     make_env,
@@ -17,6 +19,7 @@ from torchrl_agentmixer.envs import (
     observation_normalizer,
     simulation_state,
 )
+from torchrl_agentmixer.export import agent_actors
 
 OBSERVATION = ("agents", "observation")
 
@@ -57,10 +60,11 @@ def test_every_group_and_the_state(name):
     check_env_specs(env)
     env.rollout(30, break_when_any_done=False)
     for group in env.group_map:
-        loc, scale = observation_normalizer(env).loc_and_scale()[group]
+        loc, scale, bound = observation_normalizer(env).loc_scale_bound()[group]
         assert loc.shape == scale.shape == env.observation_spec[group, "observation"].shape[1:]
         assert (loc != 0).any()
         assert (scale > 0).all()
+        assert bound == 10.0
 
 
 def test_evaluation_shares_the_statistics_and_does_not_update_them():
@@ -78,7 +82,7 @@ def test_evaluation_shares_the_statistics_and_does_not_update_them():
         raw.set_seed(3)
         norm = observation_normalizer(training)
         expected = (raw.reset()["state"] - norm.loc["state"]) / norm.scale["state"]
-        torch.testing.assert_close(evaluation.reset()["state"], expected)
+        torch.testing.assert_close(evaluation.reset()["state"], expected.clamp(-10, 10))
         evaluation.rollout(5)
         assert _count(training) == _count(evaluation) == _count(env) == before > 0
 
@@ -143,3 +147,30 @@ def test_bad_input():
     saved = observation_normalizer(env).state_dict()
     with pytest.raises(ValueError, match="of the same sizes"):
         normalize_observations(make_env("matrix/climbing"), like=saved)
+
+
+@pytest.mark.parametrize("bound", [10.0, 3.0])
+def test_an_entry_that_was_constant_so_far_is_bounded(bound):
+    """Its scale is 1e-4: a move by 1 would be 10,000."""
+    options = {} if bound == 10.0 else {"bound": bound}
+    env = normalize_observations(MatrixGameEnv(torch.eye(2), num_envs=4), **options)
+    env.rollout(3, break_when_any_done=False)
+    evaluation = normalize_observations(MatrixGameEnv(torch.eye(2), num_envs=4), like=env)
+    for one in (env, evaluation):
+        agents = {"observation": torch.full((4, 2, 1), 2.0)}
+        data = TensorDict({"agents": agents, "state": torch.zeros(4, 1)}, [4])
+        normal = observation_normalizer(one).freeze()._stateful_norm(data)
+        assert (normal["agents", "observation"] == bound).all()
+        assert (normal["state"] == -bound).all()
+    loc, scale, got = observation_normalizer(env).loc_scale_bound()["agents"]
+    assert got == bound
+    policy = AgentMixerPolicy.from_env(env).decentralized()
+    for actor in agent_actors(policy, {"agents": (loc, scale, got)}):
+        assert (actor.normalize(torch.full((4, 1), 2.0)) == bound).all()
+        assert (actor.normalize(torch.zeros(4, 1)) == -bound).all()
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0])
+def test_a_bound_is_positive(bound):
+    with pytest.raises(ValueError, match="`bound` > 0"):
+        normalize_observations(_raw(), bound=bound)

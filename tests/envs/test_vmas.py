@@ -31,7 +31,7 @@ def _follow(env: VmasTeamEnv, steps: int):
 
 @pytest.mark.parametrize("name", ["dispersion", "simple_tag", "simple_spread"])
 def test_reward_is_the_mean_over_all_agents(name):
-    env = make_env(f"vmas/{name}", num_envs=3, seed=0)
+    env = make_env(f"vmas/{name}", num_envs=3, seed=0, reward="mean")
     for data, (observations, rewards, done, _) in _follow(env, 5):
         torch.testing.assert_close(data["reward"][:, 0], torch.stack(rewards).mean(0))
         torch.testing.assert_close(data["state"], torch.cat(observations, -1))
@@ -83,7 +83,7 @@ def test_a_seed_beyond_32_bits():
 
 @pytest.mark.parametrize("name", ["transport", "wheel", "football", "kinematic_bicycle"])
 def test_render_draws_spheres_boxes_lines_and_colors_of_each_environment(name):
-    image = make_env(f"vmas/{name}", num_envs=2, seed=0).render(1)
+    image = make_env(f"vmas/{name}", num_envs=2, seed=0, reward="mean").render(1)
     assert len({tuple(pixel) for pixel in image.reshape(-1, 3)}) >= 3
 
 
@@ -122,3 +122,25 @@ def test_discrete_actions():
     data = env.reset().update(TensorDict({"agents": {"action": actions}}, batch_size=[2]))
     assert env.step(data)["next", "state"].shape == (2, 22)
     assert env.full_action_spec["agents", "action"].shape == (2, 3)
+
+
+# Scenarios with several groups, and whether they are opponents.
+OPPONENTS = ["simple_adversary", "simple_crypto", "simple_push", "simple_tag", "simple_world_comm"]
+
+
+@pytest.mark.parametrize("name", [*OPPONENTS, "simple_speaker_listener"])
+def test_rewards_of_several_groups_are_not_averaged_unasked(name):
+    """The mean of `simple_tag` taught the prey to be caught."""
+    with pytest.raises(ValueError, match=r"may be opponents.*`reward=\"mean\"`"):
+        make_env(f"vmas/{name}", num_envs=2)
+
+
+def test_a_team_reward_by_a_function():
+    options = {"num_envs": 3, "seed": 0}
+    env = make_env("vmas/simple_tag", reward=lambda r: r["agent"].sum(-1), **options)
+    for data, (_, rewards, _, _) in _follow(env, 5):
+        torch.testing.assert_close(data["reward"][:, 0], rewards[-1])  # the prey's
+    with pytest.raises(ValueError, match=r"`reward` to return \[3\].*got \[3, 1\]"):
+        make_env("vmas/simple_tag", reward=lambda rewards: rewards["agent"], **options)
+    with pytest.raises(ValueError, match=r"'man'.*'mean'"):
+        make_env("vmas/simple_tag", reward="man", **options)

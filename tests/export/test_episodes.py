@@ -34,7 +34,11 @@ FAMILIES: dict[str, tuple[dict, dict, dict]] = {
     "mamujoco/humanoid_9_8": ({"max_steps": 40}, {"distribution": "tanh_normal"}, {}),
     "memory/recall": ({}, {}, RECURRENT),
     "vmas/predator_prey": ({"max_steps": 40}, {}, {}),
-    "vmas/simple_tag": ({"max_steps": 40}, {"distribution": "tanh_normal"}, RECURRENT),
+    "vmas/simple_tag": (
+        {"max_steps": 40, "reward": "mean"},
+        {"distribution": "tanh_normal"},
+        RECURRENT,
+    ),
     "smacv2/terran_5_vs_5": ({"parallel": False}, {}, RECURRENT),
 }
 

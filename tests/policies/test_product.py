@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch.distributions import Categorical, Normal
 from torchrl.envs import ExplorationType, exploration_type, set_exploration_type
 
 from torchrl_agentmixer.envs import RecallEnv, with_memory
+from torchrl_agentmixer.export import agent_actors
 from torchrl_agentmixer.groups import AgentGroup, agent_groups
 from torchrl_agentmixer.modules import GaussianActor
 from torchrl_agentmixer.policies import Sampled, actor_module, mode_policy, product_policy
@@ -194,3 +196,47 @@ def test_freeze_scales_excludes_only_the_scales():
     loc, scale, _ = actors[0].module(torch.randn(4, 3, 5))
     assert loc.requires_grad
     assert not scale.requires_grad
+
+
+def bounded_group(low, high):
+    shape = (2, 3)
+    return AgentGroup(
+        "agents",
+        n_agents=2,
+        observation_dim=4,
+        action_dim=3,
+        discrete=False,
+        low=torch.as_tensor(low).expand(shape),
+        high=torch.as_tensor(high).expand(shape),
+    )
+
+
+@pytest.mark.parametrize("high", [1.0, [1.0, 2.0, float("inf")]])
+def test_the_mode_is_within_the_action_bounds(high):
+    """What is executed is what an exported file writes."""
+    group = bounded_group(-1.0, high)
+    actor = scramble(actor_module(group))
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter *= 10
+    policy = mode_policy([group], [actor])
+    data = TensorDict({"agents": {"observation": 10 * torch.randn(50, 2, 4)}}, [50])
+    out = policy(data)
+    loc, action = out["agents", "loc"], out["agents", "action"]
+    assert (loc > group.high).any() or (loc < group.low).any()
+    assert torch.equal(action, loc.clamp(group.low, group.high))
+    for index, own in enumerate(agent_actors(policy)):
+        written = own(data["agents", "observation"][:, index])["action"]
+        torch.testing.assert_close(written, action[:, index], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.0, float("inf")), (-float("inf"), 1.0), (-1.0, [1.0, 1.0, float("inf")])]
+)
+def test_squashed_actions_need_finite_bounds(low, high):
+    group = bounded_group(low, high)
+    actor = actor_module(group)
+    for build in (mode_policy, product_policy):
+        with pytest.raises(ValueError, match=r"finite bounds.*'tanh_normal'.*use 'normal'"):
+            build([group], [actor], "tanh_normal")
+        build([group], [actor], "normal")

@@ -46,7 +46,8 @@ def run(
     """Train for six batches, with a checkpoint after each."""
     name, method, options = RUNS[kind]
     torch.manual_seed(0)
-    envs = [make_env(name, num_envs=n, seed=0) for n in (4, 3)]
+    kwargs = {"reward": "mean"} if kind == "two groups" else {}
+    envs = [make_env(name, num_envs=n, seed=0, **kwargs) for n in (4, 3)]
     torch.manual_seed(0)
     options = options if options is SAC else {"epochs": 2, "num_minibatches": 2, **options}
     algorithm = make_algorithm(method, envs[0], total_frames, options)

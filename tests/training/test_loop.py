@@ -211,7 +211,7 @@ def first_episodes(policy, env, max_steps, seed):
         ("memory/recall", {}, 4),
         ("vmas/predator_prey", {"max_steps": 20}, 0),
         ("vmas/predator_prey", {"max_steps": 60}, 0),
-        ("vmas/simple_tag", {"max_steps": 10}, 0),
+        ("vmas/simple_tag", {"max_steps": 10, "reward": "mean"}, 0),
     ],
 )
 def test_evaluation_equals_the_first_episodes_of_a_full_rollout(name, options, memory):

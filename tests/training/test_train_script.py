@@ -131,12 +131,13 @@ def test_normalized_observations_are_resumed_and_deployed(tmp_path, config, resu
     env = normalize_observations(
         make_env("grid/bridge_crossing"), like=load(whole / "normalization.pt")
     )
-    loc, scale = observation_normalizer(env).loc_and_scale()["agents"]
+    loc, scale, bound = observation_normalizer(env).loc_scale_bound()["agents"]
     card = json.loads(example("export_actors").main(whole, tmp_path / "team").read_text())
     for i, agent in enumerate(card["agents"]):
         normalization = agent["normalization"]
         torch.testing.assert_close(torch.tensor(normalization["loc"]).flatten(), loc[i])
         torch.testing.assert_close(torch.tensor(normalization["scale"]).flatten(), scale[i])
+        assert normalization["bound"] == bound == 10.0
 
 
 def load(path):

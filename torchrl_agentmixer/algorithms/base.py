@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import PopArtValueNorm
 
 from torchrl_agentmixer import distributed
-from torchrl_agentmixer.groups import AgentGroup, agent_groups
+from torchrl_agentmixer.groups import AgentGroup, agent_groups, check_team
 
 
 class Algorithm(nn.Module):
@@ -68,9 +68,11 @@ class Algorithm(nn.Module):
         """The groups of agents of an environment.
 
         Raises:
-            ValueError: if their number or their actions are not supported.
+            ValueError: if their number or their actions are not supported, or the environment has
+                no team reward.
         """
         groups = agent_groups(env)
+        check_team(env)
         for group in groups:
             if not (cls.discrete if group.discrete else cls.continuous):
                 kinds = ("discrete", "continuous")

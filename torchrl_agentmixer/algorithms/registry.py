@@ -146,7 +146,15 @@ def make_algorithm(
         'MAPPO'
     """
     build: Any = _entry(name)[0]
-    return build(env, total_frames, _config(name, config))
+    values = _config(name, config)
+    try:
+        build.supported_groups(env)
+    except ValueError as error:
+        others = available_algorithms(env)
+        if not others:  # the environment is at fault
+            raise
+        raise ValueError(f"algorithm {name!r}: {error} It lists {', '.join(others)}.") from None
+    return build(env, total_frames, values)
 
 
 def _entry(name: str) -> tuple[type[Algorithm], type]:

@@ -116,7 +116,7 @@ class AgentActor(nn.Module):
     def select(self, data: TensorDictBase) -> TensorDict:
         """The agent's entries of a batch ``[*B]``, with an agent axis: ``[*B, 1, ...]``."""
         names = ["observation", *self.leaves]
-        names += ["action_mask"] if self.group.masked else []
+        names += [key[-1] for key in self.group.mask_keys.values()]
         recurrent = "is_init" in self.actor.in_keys
         names += ["memory"] if recurrent else []
         own = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.distributions import Independent, Normal, constraints
+from torch.distributions import Independent, Normal, constraints, kl_divergence, register_kl
 from torchrl.modules import TanhNormal
 
 from torchrl_agentmixer.distributions._validation import check_finite, check_rank, should_validate
@@ -32,7 +32,26 @@ def _check_normal(
             raise ValueError(f"{owner}: expected `scale` > 0, got {scale.min().item()}.")
 
 
-class IGCNormal(Independent):
+class _PresentAgents:
+    """Base class of both: agents outside ``mask`` have log-probability and entropy zero."""
+
+    mask: torch.Tensor | None
+    joint: bool
+    _per_agent: Independent | TanhNormal | None
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        """Log-probability, ``[*B]`` (``joint``) or ``[*B, n_agents]``."""
+        if self._per_agent is None:
+            return super().log_prob(value)  # type: ignore[misc]
+        return self._present(self._per_agent.log_prob(value))
+
+    def _present(self, per_agent: torch.Tensor) -> torch.Tensor:
+        """Sum over the agents that are present (``joint``), or zeros for the others."""
+        masked = torch.where(self.mask, per_agent, 0.0)  # type: ignore[arg-type]
+        return masked.sum(-1) if self.joint else masked
+
+
+class IGCNormal(_PresentAgents, Independent):
     r"""Joint Gaussian policy with the individual means.
 
     The individual policies give the means, the Policy Modifier the standard deviations:
@@ -48,6 +67,8 @@ class IGCNormal(Independent):
     Keyword Args:
         joint (bool): ``True`` (default): the agent axis is an event axis, and ``log_prob`` and
             ``entropy`` have one value per team, ``[*B]``. ``False``: ``[*B, n_agents]``.
+        mask (Tensor, optional): ``[*B, n_agents]``, true for agents that are present. Others have
+            log-probability and entropy zero.
         validate_args (bool, optional): check the values of ``loc`` and ``scale``. Default: only on
             the CPU, where the check is cheap, and never under ``torch.compile``.
 
@@ -73,10 +94,13 @@ class IGCNormal(Independent):
         scale: torch.Tensor,
         *,
         joint: bool = True,
+        mask: torch.Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         _check_normal(type(self).__name__, loc, scale, joint, validate_args)
-        self.joint = joint
+        self.joint, self.mask, self._per_agent = joint, mask, None
+        if mask is not None:
+            self._per_agent = IGCNormal(loc, scale, joint=False, validate_args=False)
         super().__init__(Normal(loc, scale, validate_args=False), 1 + joint, validate_args=False)
 
     @property
@@ -94,14 +118,24 @@ class IGCNormal(Independent):
         """The mode, which is the individual means, ``[*B, n_agents, action_dim]``."""
         return self.mode
 
+    def entropy(self) -> torch.Tensor:
+        """Entropy in nats, ``[*B]`` (``joint``) or ``[*B, n_agents]``."""
+        if self._per_agent is None:
+            return super().entropy()
+        return self._present(self._per_agent.entropy())
+
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCNormal:
         shape = torch.Size(batch_shape) + self.event_shape
         return type(self)(
-            self.loc.expand(shape), self.scale.expand(shape), joint=self.joint, validate_args=False
+            self.loc.expand(shape),
+            self.scale.expand(shape),
+            joint=self.joint,
+            mask=_expanded(self.mask, shape),
+            validate_args=False,
         )
 
 
-class IGCTanhNormal(TanhNormal):
+class IGCTanhNormal(_PresentAgents, TanhNormal):
     r"""Tanh-squashed :class:`IGCNormal` for bounded actions, on TorchRL's ``TanhNormal``.
 
     ``deterministic_sample`` is :math:`\tanh(\mu_\phi)`, mapped to ``[low, high]``: the same point
@@ -115,7 +149,7 @@ class IGCTanhNormal(TanhNormal):
     Keyword Args:
         low (float or Tensor): lower bound of the actions, broadcastable to ``loc``. Default -1.
         high (float or Tensor): upper bound of the actions, broadcastable to ``loc``. Default 1.
-        joint (bool): as in :class:`IGCNormal`.
+        joint, mask: as in :class:`IGCNormal`.
         validate_args (bool, optional): as in :class:`IGCNormal`.
 
     Raises:
@@ -144,10 +178,15 @@ class IGCTanhNormal(TanhNormal):
         low: torch.Tensor | float = -1.0,
         high: torch.Tensor | float = 1.0,
         joint: bool = True,
+        mask: torch.Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         _check_normal(type(self).__name__, loc, scale, joint, validate_args)
-        self.joint = joint
+        self.joint, self.mask, self._per_agent = joint, mask, None
+        if mask is not None:
+            self._per_agent = IGCTanhNormal(
+                loc, scale, low=low, high=high, joint=False, validate_args=False
+            )
         loc, scale = torch.broadcast_tensors(loc, scale)
         if loc.dtype != torch.get_default_dtype():  # TanhNormal stores numbers in it
             low, high = (
@@ -167,6 +206,8 @@ class IGCTanhNormal(TanhNormal):
         32 nodes: deterministic and differentiable, with an error under 1e-3 nats per action
         dimension for ``scale <= 2``.
         """
+        if self._per_agent is not None:
+            return self._present(self._per_agent.entropy())
         nodes = self.loc.new_tensor(self._NODES)
         weights = self.loc.new_tensor(self._WEIGHTS) / math.sqrt(2 * math.pi)
         x = self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * nodes  # [*B, n, A, nodes]
@@ -183,5 +224,34 @@ class IGCTanhNormal(TanhNormal):
             low=self.low,
             high=self.high,
             joint=self.joint,
+            mask=_expanded(self.mask, shape),
             validate_args=False,
         )
+
+
+def _expanded(mask: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    return None if mask is None else mask.expand(shape[:-1])
+
+
+@register_kl(IGCNormal, IGCNormal)
+def _kl_normal(p: IGCNormal, q: IGCNormal) -> torch.Tensor:
+    return _kl_of_present_agents(p, q, kl_divergence(p.base_dist, q.base_dist))
+
+
+@register_kl(IGCTanhNormal, IGCTanhNormal)
+def _kl_tanh_normal(p: IGCTanhNormal, q: IGCTanhNormal) -> torch.Tensor:
+    if p.transforms != q.transforms:
+        raise NotImplementedError
+    return _kl_of_present_agents(p, q, kl_divergence(p.base_dist.base_dist, q.base_dist.base_dist))
+
+
+def _kl_of_present_agents(
+    p: IGCNormal | IGCTanhNormal, q: IGCNormal | IGCTanhNormal, per_dim: torch.Tensor
+) -> torch.Tensor:
+    """Sum of ``per_dim`` ``[*B, n, A]`` over the agents of the mask of ``p``."""
+    if p.joint != q.joint:
+        raise NotImplementedError
+    per_agent = per_dim.sum(-1)
+    if p.mask is not None:
+        return p._present(per_agent)
+    return per_agent.sum(-1) if p.joint else per_agent

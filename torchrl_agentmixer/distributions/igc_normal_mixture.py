@@ -47,6 +47,7 @@ class IGCNormalMixture(Distribution):
     Keyword Args:
         joint (bool): ``True``: one log-probability per team, ``[*B]``. ``False``: one per agent,
             ``[*B, n_agents]``, given the actions of the agents before it; their sum is the team's.
+        mask (Tensor, optional): as in :class:`IGCNormal`.
         validate_args (bool, optional): as in :class:`IGCNormal`.
 
     Raises:
@@ -74,6 +75,7 @@ class IGCNormalMixture(Distribution):
         modified_share: Coefficient = 1.0,
         *,
         joint: bool = True,
+        mask: torch.Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         _check_shapes(loc, scale, perturbation, component_logits)
@@ -81,8 +83,8 @@ class IGCNormalMixture(Distribution):
         if should_validate(validate_args, loc):
             check_finite("IGCNormalMixture", "perturbation", perturbation)
             check_finite("IGCNormalMixture", "component_logits", component_logits)
-        self.joint = joint
-        self.product = IGCNormal(loc, scale, joint=joint, validate_args=validate_args)
+        self.joint, self.mask = joint, mask
+        self.product = IGCNormal(loc, scale, joint=joint, mask=mask, validate_args=validate_args)
         self.log_weights = team_weights(component_logits, modified_share, loc.shape[:-1])
         strength = torch.as_tensor(strength, dtype=loc.dtype, device=loc.device)
         strength = strength.expand(*loc.shape[:-1], 1).unsqueeze(-2)  # [*B, n, 1, 1]
@@ -129,7 +131,13 @@ class IGCNormalMixture(Distribution):
     def component_log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log-probability of each agent's action in each component, ``[*B, 1 + m, n_agents]``."""
         z = (value.unsqueeze(-3) - self.means) / self.scales
-        return (-0.5 * z.square() - self.scales.log() - _HALF_LOG_2PI).sum(-1)
+        return self._present((-0.5 * z.square() - self.scales.log() - _HALF_LOG_2PI).sum(-1))
+
+    def _present(self, per_agent: torch.Tensor) -> torch.Tensor:
+        """Zeros for agents outside the mask, ``[*B, 1 + m, n_agents]``."""
+        if self.mask is None:
+            return per_agent
+        return torch.where(self.mask.unsqueeze(-2), per_agent, 0.0)
 
     @property
     def individual_mode(self) -> torch.Tensor:
@@ -164,7 +172,9 @@ class IGCNormalMixture(Distribution):
 
         It is exact where all components are equal.
         """
-        per_agent = (self.log_weights.exp().unsqueeze(-1) * self._component_entropy()).sum(-2)
+        per_agent = (
+            self.log_weights.exp().unsqueeze(-1) * self._present(self._component_entropy())
+        ).sum(-2)
         return per_agent.sum(-1) if self.joint else per_agent
 
     def _component_entropy(self) -> torch.Tensor:
@@ -174,9 +184,11 @@ class IGCNormalMixture(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCNormalMixture:
         shape = torch.Size(batch_shape)
         new = self.__new__(type(self))
-        new.joint = self.joint
+        new.joint, new.mask = self.joint, None
         new.product = self.product.expand(shape)
         team = shape if self.joint else shape[:-1]
+        if self.mask is not None:
+            new.mask = self.mask.expand(*team, *self.mask.shape[-1:])
         new.log_weights = self.log_weights.expand(*team, *self.log_weights.shape[-1:])
         new.means = self.means.expand(*team, *self.means.shape[-3:])
         new.scales = self.scales.expand(*team, *self.scales.shape[-3:])
@@ -243,7 +255,7 @@ class IGCTanhNormalMixture(IGCNormalMixture):
     def component_log_prob(self, value: torch.Tensor) -> torch.Tensor:
         x = self.transform.inv(value)
         stretch = self.transform.log_abs_det_jacobian(x, value).sum(-1)  # [*B, n]
-        return super().component_log_prob(x) - stretch.unsqueeze(-2)
+        return super().component_log_prob(x) - self._present(stretch.unsqueeze(-2))
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCTanhNormalMixture:
         new = super().expand(batch_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchrl_agentmixer.envs.adapters import team_env
 from torchrl_agentmixer.envs.base import TeamEnv
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
 from torchrl_agentmixer.envs.continuous_games import (
@@ -55,6 +56,7 @@ __all__ = [
     "register_env",
     "simulation_state",
     "stag_hunt",
+    "team_env",
     "two_quadratics",
     "with_memory",
 ]

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv, VecNormV2
 
+from torchrl_agentmixer._choices import check_values
 from torchrl_agentmixer.groups import agent_groups
 
 
@@ -21,6 +22,8 @@ class ObservationNormalizer(VecNormV2):
 
     Args:
         in_keys (sequence of NestedKey): entries to normalize, in place.
+        bound (float): normalized entries are clamped to ``[-bound, bound]``: an entry that was
+            constant so far has a tiny scale.
         **kwargs: as ``VecNormV2``.
 
     Examples:
@@ -30,8 +33,10 @@ class ObservationNormalizer(VecNormV2):
         'ObservationNormalizer'
     """
 
-    def __init__(self, in_keys: Any, **kwargs: Any) -> None:
+    def __init__(self, in_keys: Any, *, bound: float = 10.0, **kwargs: Any) -> None:
+        check_values("ObservationNormalizer", bound=(bound, bound > 0, "> 0"))
         super().__init__(in_keys, decay=1.0, reduce_batch_dims=True, **kwargs)
+        self.bound = bound
 
     @property
     def statistics(self) -> TensorDict:
@@ -48,6 +53,7 @@ class ObservationNormalizer(VecNormV2):
         """Copy that shares the statistics; TorchRL clones transforms when it nests them."""
         other = super().clone()
         other._loc, other._var, other._count = self._loc, self._var, self._count
+        other.bound = self.bound
         return other
 
     def set_extra_state(self, state: Any) -> None:
@@ -92,12 +98,19 @@ class ObservationNormalizer(VecNormV2):
         for key in keys:
             self._count[key].copy_(count[key].round())
 
-    def loc_and_scale(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """``(loc, scale)`` of each group, ``[n_agents, o]``: `normalization` of exports."""
+    def _norm(self, *args: Any) -> TensorDictBase:
+        return super()._norm(*args).apply(lambda value: value.clamp(-self.bound, self.bound))
+
+    def loc_scale_bound(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+        """``(loc, scale, bound)`` of each group, for exports; loc and scale ``[n_agents, o]``."""
         loc, scale = self.loc, self.scale
         groups = [key[0] for key in self.in_keys if isinstance(key, tuple)]
         return {
-            name: (loc[name, "observation"].clone(), scale[name, "observation"].clone())
+            name: (
+                loc[name, "observation"].clone(),
+                scale[name, "observation"].clone(),
+                self.bound,
+            )
             for name in groups
         }
 
@@ -148,7 +161,7 @@ def observation_normalizer(env: EnvBase) -> ObservationNormalizer | None:
 
 
 def normalize_observations(
-    env: EnvBase, *, like: EnvBase | Mapping[str, Any] | None = None
+    env: EnvBase, *, like: EnvBase | Mapping[str, Any] | None = None, bound: float = 10.0
 ) -> TransformedEnv:
     """Normalize observations and state to zero mean and unit variance.
 
@@ -159,9 +172,11 @@ def normalize_observations(
         like (EnvBase or mapping, optional): for evaluation: the training environment, normalized
             by this function, whose current statistics are shared but not updated; or the
             ``state_dict()`` of its :func:`observation_normalizer`.
+        bound (float): normalized entries are clamped to ``[-bound, bound]``; that of ``like``, if
+            it is an environment.
 
     Raises:
-        ValueError: if ``like`` is not normalized, or has other sizes.
+        ValueError: if ``like`` is not normalized, or has other sizes, or ``bound`` is not positive.
 
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
@@ -182,8 +197,8 @@ def normalize_observations(
                 "normalize_observations: expected `like` to be an environment from this function, "
                 f"got {type(like).__name__} without an ObservationNormalizer."
             )
-        statistics = training.statistics
-    normalizer = ObservationNormalizer(keys, shared_data=statistics)
+        statistics, bound = training.statistics, training.bound
+    normalizer = ObservationNormalizer(keys, bound=bound, shared_data=statistics)
     env = TransformedEnv(env, normalizer, auto_unwrap=False)
     if isinstance(like, Mapping):
         normalizer.load_state_dict(like)

@@ -19,6 +19,7 @@ _IMPORT_NEEDS = {"PredatorPreyScenario": "vmas", "SmaxEnv": "smax"}
 # Families of environments: the module that each needs.
 MODULES = {
     "mamujoco": "gymnasium_robotics",
+    "pettingzoo": "mpe2",
     "smacv2": "smacv2",
     "smax": "jaxmarl",
     "vmas": "vmas",

@@ -150,6 +150,10 @@ def available_envs() -> list[str]:
         True
     """
     names = {name for name in _BUILDERS if is_installed(name.partition("/")[0])}
+    if is_installed("pettingzoo"):
+        from torchrl_agentmixer.envs.petting_zoo import petting_zoo_tasks
+
+        names |= {f"pettingzoo/{task}" for task in petting_zoo_tasks()}
     if is_installed("vmas"):
         from torchrl.envs import VmasEnv
 
@@ -188,6 +192,12 @@ def make_env(
     if name in _BUILDERS:
         _check_options(name, _BUILDERS[name], kwargs)
         return _BUILDERS[name](**options)
+    if name.startswith("pettingzoo/"):
+        require("pettingzoo")
+        if name in available_envs():
+            from torchrl_agentmixer.envs.petting_zoo import petting_zoo_env
+
+            return petting_zoo_env(name.removeprefix("pettingzoo/"), **options)
     if name.startswith("vmas/"):
         require("vmas")
         if name in available_envs():

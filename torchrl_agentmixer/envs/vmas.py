@@ -24,6 +24,7 @@ from torchrl_agentmixer.envs.simulation import (
     plain_random_state,
     tensors_within,
 )
+from torchrl_agentmixer.envs.team_reward import TeamReward, team_reward
 
 
 class VmasTeamEnv(VmasEnv):
@@ -31,7 +32,7 @@ class VmasTeamEnv(VmasEnv):
 
     - ``"state"`` ``[*B, s]``: the scenario's ``state()`` if it has that method, else all agents'
       observations, concatenated;
-    - ``"reward"`` ``[*B, 1]``: the mean of the agents' rewards;
+    - ``"reward"`` ``[*B, 1]``: by default the mean of the agents' rewards;
     - ``"terminated"``, ``"truncated"`` and ``"done"`` ``[*B, 1]``: ``max_steps`` truncates; in
       ``VmasEnv`` it terminates.
 
@@ -49,11 +50,15 @@ class VmasTeamEnv(VmasEnv):
         max_steps (int): time limit of an episode, in steps.
         device (optional): device of the simulation.
         seed (int, optional): seed of the environments' random state.
+        reward ("sum", "mean" or callable, optional): as in
+            :func:`~torchrl_agentmixer.envs.team_env`. Scenarios with several groups need it: in
+            most of them, such as ``simple_tag``, the groups are opponents.
         **kwargs: options of ``VmasEnv`` and of the scenario.
 
     Raises:
         ImportError: without VMAS, with the install command.
-        ValueError: if ``num_envs`` or ``max_steps`` is less than 1.
+        ValueError: if ``num_envs`` or ``max_steps`` is less than 1, or for a scenario with several
+            groups without ``reward``.
 
     Examples:
         >>> env = VmasTeamEnv("balance", num_envs=4, seed=0)
@@ -70,6 +75,7 @@ class VmasTeamEnv(VmasEnv):
         max_steps: int = 100,
         device: torch.device | str | None = None,
         seed: int | None = None,
+        reward: TeamReward | None = None,
         **kwargs: Any,
     ) -> None:
         require("vmas")
@@ -79,6 +85,8 @@ class VmasTeamEnv(VmasEnv):
         kwargs = {"clamp_actions": True, **kwargs}
         device = torch.device(device or "cpu")
         super().__init__(scenario, num_envs=num_envs, device=device, **kwargs)
+        owner = f"VmasTeamEnv {self.scenario_name}"
+        self._team_reward = team_reward(owner, list(self.group_map), reward)
         self._steps = torch.zeros(num_envs, 1, dtype=torch.int64, device=self.device)
         self._last_reward = torch.zeros(num_envs, 1, device=self.device)
         self._random_state = list(self._env.vmas_random_state)
@@ -127,8 +135,8 @@ class VmasTeamEnv(VmasEnv):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         with self._own_random_state():
             result = super()._step(tensordict)
-        rewards = [result.get((group, "reward")) for group in self.group_map]
-        self._last_reward = torch.cat(rewards, -2).mean(-2)
+        rewards = {group: result.get((group, "reward")) for group in self.group_map}
+        self._last_reward = self._team_reward(rewards)
         self._steps = self._steps + 1
         truncated = (self._steps >= self.time_limit) & ~result["terminated"]
         for group in self.group_map:

@@ -11,9 +11,11 @@ from torch import nn
 from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.export.networks import holds, own_network
 from torchrl_agentmixer.groups import AgentGroup
-from torchrl_agentmixer.policies.product import Mode, action_bounds
+from torchrl_agentmixer.policies.action_spaces import bounds_of
+from torchrl_agentmixer.policies.product import Mode
 
-Normalization = Mapping[str, tuple[torch.Tensor | float, torch.Tensor | float]]
+Statistics = tuple[torch.Tensor | float, ...]
+Normalization = Mapping[str, Statistics]
 _READ = ("observation", "action_mask", "memory")
 
 
@@ -36,8 +38,9 @@ class AgentActor(nn.Module):
 
     Keyword Args:
         distribution (str): distribution of continuous actions.
-        normalization (tuple, optional): ``(loc, scale)`` of observations, each broadcastable to
-            ``[n_agents, o]``; the network reads ``(observation - loc) / scale``.
+        normalization (tuple, optional): ``(loc, scale)`` or ``(loc, scale, bound)`` of
+            observations, loc and scale broadcastable to ``[n_agents, o]``; the network reads
+            ``(observation - loc) / scale``, clamped to ``[-bound, bound]``.
 
     Examples:
         >>> from torchrl_agentmixer import AgentMixerPolicy
@@ -60,7 +63,7 @@ class AgentActor(nn.Module):
         network: nn.Module,
         *,
         distribution: str = "normal",
-        normalization: tuple[torch.Tensor | float, torch.Tensor | float] | None = None,
+        normalization: Statistics | None = None,
     ) -> None:
         super().__init__()
         self.group, self.index, self.network = group, index, network
@@ -71,16 +74,19 @@ class AgentActor(nn.Module):
             for name, value in zip(("low", "high"), self.bounds, strict=True):
                 self.register_buffer(name, value)
         self.normalized = normalization is not None
+        self.normalization_bound: float | None = None
         if normalization is not None:
-            for name, given in zip(("loc", "scale"), normalization, strict=True):
+            loc, scale, *bound = normalization
+            for name, given in (("loc", loc), ("scale", scale)):
                 self.register_buffer(name, _row(given, group, "observation_dim", index))
+            self.normalization_bound = float(bound[0]) if bound else None
 
     def _own_bounds(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The agent's action bounds, each ``[A]``, if there are any."""
         group = self.group
         if group.discrete or (group.low is None and not self.squashed):
             return None
-        bounds = action_bounds(group, "tanh_normal") or {"low": -1.0, "high": 1.0}
+        bounds = bounds_of(group) or {"low": -1.0, "high": 1.0}
         low, high = (_row(bounds[k], group, "action_dim", self.index) for k in ("low", "high"))
         return low, high
 
@@ -110,7 +116,10 @@ class AgentActor(nn.Module):
 
     def normalize(self, observation: torch.Tensor) -> torch.Tensor:
         """Input of the network for an observation of the environment."""
-        return (observation - self.loc) / self.scale if self.normalized else observation
+        if not self.normalized:
+            return observation
+        normal, bound = (observation - self.loc) / self.scale, self.normalization_bound
+        return normal if bound is None else normal.clamp(-bound, bound)
 
     def _discrete(
         self, logits: torch.Tensor, action_mask: torch.Tensor | None
@@ -180,7 +189,8 @@ def agent_actors(
     Args:
         policy (TensorDictModuleBase): from :meth:`AgentMixerPolicy.decentralized` or
             :func:`~torchrl_agentmixer.policies.product.mode_policy`.
-        normalization (mapping, optional): ``(loc, scale)`` of a group's observations.
+        normalization (mapping, optional): ``(loc, scale)`` or ``(loc, scale, bound)`` of a group's
+            observations.
 
     Raises:
         ValueError: for a policy that is not decentralized, or that samples its actions.

@@ -27,8 +27,8 @@ _MEMORY_RULE = (
     "the step before."
 )
 _NORMALIZATION_RULE = (
-    "Observations are those of the environment: (observation - loc) / scale, if given, and layer "
-    "normalization are part of the graph."
+    "Observations are those of the environment: (observation - loc) / scale, clamped to "
+    "[-bound, bound], if given, and layer normalization are part of the graph."
 )
 
 
@@ -76,6 +76,7 @@ def agent_card(
             "rule": _NORMALIZATION_RULE,
             "loc": actor.loc.tolist() if actor.normalized else None,
             "scale": actor.scale.tolist() if actor.normalized else None,
+            "bound": actor.normalization_bound,
             "layer_norm": actor.network.layer_norm,
         },
         "action": _action(actor),

@@ -86,8 +86,7 @@ def _expected(actor: AgentActor, team: TensorDict) -> dict[str, torch.Tensor]:
             )
         expected["logits"] = logits
     else:
-        action = own(group.name, "action")
-        expected["action"] = action if actor.bounds is None else action.clamp(*actor.bounds)
+        expected["action"] = own(group.name, "action")
     if actor.memory_dim:
         expected["next_memory"] = own("next", group.name, "memory")
     return expected

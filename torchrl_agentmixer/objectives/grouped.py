@@ -20,7 +20,7 @@ class GroupedLoss(nn.Module):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> from torchrl_agentmixer.algorithms import make_algorithm
-        >>> env = make_env("vmas/simple_tag", num_envs=4)
+        >>> env = make_env("vmas/simple_speaker_listener", num_envs=4, reward="mean")
         >>> len(make_algorithm("mappo", env, 1000).loss.losses)
         2
     """

@@ -188,7 +188,7 @@ class AutoregressivePolicy(AutoregressivePolicyBase):
         row = torch.cat(
             [_as_entries(group, actions) for group, actions in [*taken, (self.group, action)]], -1
         )  # [*B, D]
-        inputs = context.select(*self.individual.in_keys)
+        inputs = context.select(*self.individual.in_keys, strict=False)
         key = self.group.key("observation")
         observation = inputs.get(key)
         seen = (row.unsqueeze(-2) * self.visible).to(observation)  # [*B, n, D]

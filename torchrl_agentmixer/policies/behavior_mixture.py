@@ -69,7 +69,7 @@ class BehaviorMixture(TensorDictModuleBase):
         self.register_buffer("expert_share", torch.tensor(float(expert_share)))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        inputs = tensordict.select(*self.in_keys)
+        inputs = tensordict.select(*self.in_keys, strict=False)  # the policies say what is missing
         drawn = [policy(inputs.copy()) for policy in (self.expert, self.students)]
         by_expert = torch.rand(inputs.batch_size, device=inputs.device) < self.expert_share
         if exploration_type() in DETERMINISTIC:

@@ -62,10 +62,9 @@ def make_joint_module(
             leaves = [*group.param_names, *coefficients.schedules]
             keys = {leaf: group.key(leaf) for leaf in leaves}
             keys["perturbation"] = modifier.key(group, "perturbation")
-            keys |= {"mask": group.key("action_mask")} if group.masked else {}
         else:
             keys = {"loc": group.key("loc"), "scale": modifier.key(group, "joint_scale")}
-        in_keys |= {f"{group.name}.{name}": key for name, key in keys.items()}
+        in_keys |= {f"{group.name}.{name}": key for name, key in (keys | group.mask_keys).items()}
         bounds = action_bounds(group, distribution)
         kwargs[group.name] = {"joint": joint, "validate_args": validate_args} | bounds
     builder: GroupedMixtureBuilder | GroupedNormalMixtureBuilder | GroupedDistributionBuilder

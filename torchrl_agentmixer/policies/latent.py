@@ -13,6 +13,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import EGreedyModule
 
+from torchrl_agentmixer._choices import check_memory
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies.autoregressive import DETERMINISTIC
 
@@ -78,10 +79,12 @@ class LatentPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Draw the latent at the first step of an episode, and write actions."""
+        before = {key: tensordict.get(key, None) for key in ("is_init", "latent")}
+        check_memory("LatentPolicy", before)
         greedy = exploration_type() in DETERMINISTIC
         logits = self.latent_logits(tensordict["state"]).detach()
         drawn = logits.argmax(-1) if greedy else Categorical(logits=logits).sample()
-        latent = torch.where(tensordict["is_init"], drawn.unsqueeze(-1), tensordict["latent"])
+        latent = torch.where(before["is_init"], drawn.unsqueeze(-1), before["latent"])
         tensordict.set("latent", latent)
         tensordict.set(("next", "latent"), latent)
         self.utilities(tensordict)

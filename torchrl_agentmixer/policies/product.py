@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -21,18 +21,22 @@ from torchrl.envs.transforms import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.tensordict_module.rnn import recurrent_mode
 
+from torchrl_agentmixer._choices import check_memory
 from torchrl_agentmixer.distributions import (
     GroupedDistributionBuilder,
     GroupedMixtureBuilder,
     GroupedNormalMixtureBuilder,
     IGCCategorical,
-    IGCNormal,
-    IGCTanhNormal,
 )
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import CategoricalActor, GaussianActor, RecurrentEncoder
+from torchrl_agentmixer.policies.action_spaces import (
+    ContinuousDistribution,
+    action_bounds,
+    bounds_of,
+    distribution_class,
+)
 
-ContinuousDistribution = Literal["normal", "tanh_normal"]
 LOG_PROB_KEY = "action_log_prob"
 
 
@@ -101,6 +105,8 @@ class RecurrentActor(TensorDictModule):
         self.memory_key = memory_key
 
     def forward(self, tensordict: TensorDictBase, **kwargs: Any) -> TensorDictBase:
+        keys = (self.memory_key, "is_init")
+        check_memory("RecurrentActor", {key: tensordict.get(key, None) for key in keys})
         if not recurrent_mode():
             return super().forward(tensordict, **kwargs)
         observation, memory, is_init = (tensordict.get(key) for key in self.in_keys)
@@ -150,8 +156,7 @@ def product_policy(
     in_keys: dict[str, NestedKey] = {}
     for group in groups:
         in_keys |= {f"{group.name}.{key[-1]}": key for key in group.param_keys}
-        if group.masked:
-            in_keys[f"{group.name}.mask"] = group.key("action_mask")
+        in_keys |= {f"{group.name}.{name}": key for name, key in group.mask_keys.items()}
     builder = GroupedDistributionBuilder(
         {group.name: distribution_class(group, distribution) for group in groups},
         {group.name: {"joint": joint} | action_bounds(group, distribution) for group in groups},
@@ -239,7 +244,10 @@ class Greedy(_FixedExploration):
 
 
 class Mode(nn.Module):
-    """Modes of a group's individual policies, given ``logits`` (and a mask) or ``loc``."""
+    """Modes of a group's individual policies, given ``logits`` (and a mask) or ``loc``.
+
+    Continuous modes are within the action bounds, as in exported files.
+    """
 
     def __init__(self, group: AgentGroup, distribution: ContinuousDistribution) -> None:
         super().__init__()
@@ -247,39 +255,17 @@ class Mode(nn.Module):
         self.distribution = distribution
         self.cls = distribution_class(group, distribution)
         self.bounds = action_bounds(group, distribution)
+        self.limits = {} if self.bounds else bounds_of(group)
 
     def forward(self, params: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.cls is IGCCategorical:
             return self.cls(params, mask=mask, validate_args=False).mode
         scale = torch.ones_like(params)
         dist = self.cls(params, scale, validate_args=False, **self.bounds)
-        return dist.deterministic_sample
-
-
-def distribution_class(group: AgentGroup, distribution: ContinuousDistribution) -> type:
-    """The class of a group's IGC distribution.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if group.discrete:
-        return IGCCategorical
-    classes = {"normal": IGCNormal, "tanh_normal": IGCTanhNormal}
-    if distribution not in classes:
-        raise ValueError(f"expected `distribution` in {sorted(classes)}, got {distribution!r}.")
-    return classes[distribution]
-
-
-def action_bounds(group: AgentGroup, distribution: ContinuousDistribution) -> dict[str, Any]:
-    """``low`` and ``high`` of a squashed distribution of bounded actions; else empty."""
-    if group.discrete or distribution != "tanh_normal" or group.low is None:
-        return {}
-    bounds = {}
-    for name in ("low", "high"):
-        bound = getattr(group, name)
-        # A number if all bounds are equal: it has no device and needs no comparison at run time.
-        bounds[name] = bound.flatten()[0].item() if (bound == bound.flatten()[0]).all() else bound
-    return bounds
+        mode = dist.deterministic_sample
+        for name, limit in self.limits.items():
+            mode = mode.clamp(**{{"low": "min", "high": "max"}[name]: limit})
+        return mode
 
 
 def probabilistic_module(

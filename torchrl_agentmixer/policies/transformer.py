@@ -53,7 +53,7 @@ class TransformerPolicy(AutoregressivePolicyBase):
     ) -> None:
         super().__init__(individual, group)
         self.encoder = encoder
-        self._mask_keys = [group.key("action_mask")] if group.masked else []
+        self._mask_keys = list(group.mask_keys.values())
         self.in_keys = [*encoder.in_keys, *self._mask_keys]
         memory = [key for key in encoder.out_keys if key[0] == "next"]
         self.out_keys = [*individual.out_keys, *memory]

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from torchrl_agentmixer.envs import with_memory
@@ -82,6 +83,9 @@ def evaluate(
             episodes.
         deterministic (bool): act by the mode of a stochastic policy, or sample it.
 
+    Raises:
+        ValueError: for an environment of another batch size than ``[num_envs]``.
+
     Examples:
         >>> from torchrl_agentmixer import AgentMixerPolicy
         >>> from torchrl_agentmixer.envs import make_env
@@ -90,6 +94,7 @@ def evaluate(
         >>> evaluate(policy.decentralized(), env, max_steps=1).lengths.tolist()
         [1, 1, 1, 1]
     """
+    check_batch_size(env=env)
     # `rollout(break_when_all_done=True)` does not reset ended environments, and so changes the
     # random numbers of the others; TorchRL's `Evaluator` counts the episodes that end first.
     env = _with_memory(env, policy)
@@ -127,6 +132,21 @@ def _with_memory(env: EnvBase, policy: PolicyCallable) -> EnvBase:
     return with_memory(env, policy) if isinstance(policy, nn.Module) else env
 
 
+def check_batch_size(**envs: EnvBase) -> None:
+    """Raise a ``ValueError`` for an environment of another batch size than ``[num_envs]``.
+
+    Examples:
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> check_batch_size(env=make_env("matrix/climbing", num_envs=4))
+    """
+    for name, env in envs.items():
+        if len(env.batch_size) != 1:
+            raise ValueError(
+                f"expected `{name}` to be a batch of environments [num_envs], got batch size "
+                f"{list(env.batch_size)}: use `torchrl_agentmixer.envs.team_env({name})`."
+            )
+
+
 def require_pillow() -> None:
     """Raise an ImportError with the command that installs Pillow, if it is missing."""
     if find_spec("PIL") is None:
@@ -143,7 +163,8 @@ def can_render(env: EnvBase) -> bool:
     """
     while isinstance(env, TransformedEnv):
         env = env.base_env
-    return callable(getattr(env, "render", None))
+    # Batches of workers answer with one method per worker.
+    return not isinstance(env, BatchedEnvBase) and callable(getattr(env, "render", None))
 
 
 def check_videos(video_interval: int | None, env: EnvBase) -> None:
@@ -178,8 +199,10 @@ def record_gif(
 
     Raises:
         ImportError: without Pillow, with the command that installs it.
+        ValueError: for an environment of another batch size than ``[num_envs]``.
     """
     require_pillow()
+    check_batch_size(env=env)
     from PIL import Image
 
     env = _with_memory(env, policy)

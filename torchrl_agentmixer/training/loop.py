@@ -19,7 +19,7 @@ from torchrl_agentmixer import distributed
 from torchrl_agentmixer.algorithms.base import Algorithm
 from torchrl_agentmixer.training.checkpointing import RunCheckpoints, state_of_rank
 from torchrl_agentmixer.training.collection import Collection
-from torchrl_agentmixer.training.evaluation import check_videos, record_gif
+from torchrl_agentmixer.training.evaluation import check_batch_size, check_videos, record_gif
 from torchrl_agentmixer.training.finite import check_batch, check_update
 from torchrl_agentmixer.training.metrics import batch_metrics, evaluation_metrics, no_metrics, rates
 from torchrl_agentmixer.training.protocol import LoopConfig, Row
@@ -70,12 +70,14 @@ def train(
         on_message (callable, optional): called with messages; a warning by default.
 
     Raises:
-        ValueError: for ``frames_per_batch`` that the environments do not divide, or videos of an
-            environment without ``render``.
+        ValueError: for environments of another batch size than ``[num_envs]``,
+            ``frames_per_batch`` that they do not divide, or videos of an environment without
+            ``render``.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
         RuntimeError: when a worker process dies.
         Interrupted: after SIGTERM or SIGINT.
     """
+    check_batch_size(env=env, eval_env=eval_env)
     ranks = distributed.world_size()
     num_envs = env.batch_size.numel() * ranks
     if config.frames_per_batch % num_envs:
