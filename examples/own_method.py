@@ -1,10 +1,12 @@
-"""A new method in fifty lines: MAPPO with optimistic advantages.
+"""A new method in fifty lines: MAPPO with lenient agents.
 
     python examples/own_method.py --seeds 0 1 2
 
-Optimistic MAPPO (`arXiv 2311.01953 <https://arxiv.org/abs/2311.01953>`_) multiplies negative
-standardized advantages by a leak in [0, 1]: an agent is not taught to avoid what failed because its
-partners had not learned their part yet. ``docs/contributing.md`` explains the steps.
+A lenient agent forgives: it ignores a negative advantage with a probability that falls to 0 over
+training (after `Lenient Learning, Wei and Luke 2016
+<https://jmlr.org/papers/v17/15-417.html>`_, for values in place of advantages). What failed because
+partners had not learned their part yet is not unlearned. ``docs/contributing.md`` explains the
+steps.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import tempfile
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import leaky_relu
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.algorithms import MAPPO, PPOConfig, register_algorithm
@@ -24,38 +25,41 @@ from torchrl_agentmixer.objectives import HuberPPOLoss
 
 
 @dataclass(kw_only=True)
-class OptimisticMAPPOConfig(PPOConfig):
-    """Hyperparameters of optimistic MAPPO.
+class LenientMAPPOConfig(PPOConfig):
+    """Hyperparameters of lenient MAPPO.
 
     Args:
-        leak: factor of negative advantages; 1 is MAPPO.
+        leniency: initial probability of ignoring a negative advantage; 0 is MAPPO.
     """
 
-    leak: float = 0.0
+    leniency: float = 1.0
 
 
-class OptimisticMAPPO(MAPPO):
-    """MAPPO whose negative standardized advantages are multiplied by a leak."""
+class LenientMAPPO(MAPPO):
+    """MAPPO that ignores negative standardized advantages with a falling probability."""
 
     def __init__(
-        self, env: EnvBase, total_frames: int, config: OptimisticMAPPOConfig | None = None
+        self, env: EnvBase, total_frames: int, config: LenientMAPPOConfig | None = None
     ) -> None:
-        config = config or OptimisticMAPPOConfig()
+        config = config or LenientMAPPOConfig()
         super().__init__(env, total_frames, config)
 
-        def optimistic(advantage: torch.Tensor, exclude_dims=()) -> torch.Tensor:
-            return leaky_relu(self.standardize(advantage, exclude_dims=exclude_dims), config.leak)
+        def lenient(advantage: torch.Tensor, exclude_dims=()) -> torch.Tensor:
+            advantage = self.standardize(advantage, exclude_dims=exclude_dims)
+            probability = config.leniency * (1 - self.progress)
+            forgiven = (advantage < 0) & (torch.rand_like(advantage) < probability)
+            return advantage.masked_fill(forgiven, 0.0)
 
         for module in self.modules():
             if isinstance(module, HuberPPOLoss):
-                module.standardize = optimistic
+                module.standardize = lenient
 
 
 def main(seeds: list[int], frames: int) -> dict[str, list[float]]:
-    register_algorithm("optimistic_mappo", OptimisticMAPPO, OptimisticMAPPOConfig)
+    register_algorithm("lenient_mappo", LenientMAPPO, LenientMAPPOConfig)
     env = {"name": "matrix/climbing", "num_envs": 50, "total_frames": frames, "eval_envs": 1}
     env |= {"frames_per_batch": 2_500, "eval_interval": frames, "eval_steps": 1}
-    payoffs: dict[str, list[float]] = {"mappo": [], "optimistic_mappo": []}
+    payoffs: dict[str, list[float]] = {"mappo": [], "lenient_mappo": []}
     for name, found in payoffs.items():
         for seed in seeds:
             values = {"env": env, "algorithm": {"name": name}, "seed": seed}

@@ -123,15 +123,16 @@ def test_own_method(run_script):
     output = run_script("examples/own_method.py", "--seeds", 0, "--frames", 2_500)
     assert re.findall(r"^\w+(?=: payoff of the modes)", output, re.M) == [
         "mappo",
-        "optimistic_mappo",
+        "lenient_mappo",
     ]
 
 
-def test_own_method_with_a_leak_of_one_is_mappo():
+def test_own_method_without_leniency_is_mappo():
     script = runpy.run_path(str(ROOT / "examples/own_method.py"))
     env, configs = make_env("matrix/climbing", num_envs=20, seed=0), {}
-    for leak in (0.0, 1.0):
-        configs[leak] = script["OptimisticMAPPO"], script["OptimisticMAPPOConfig"](leak=leak)
+    for leniency in (0.0, 1.0):
+        config = script["LenientMAPPOConfig"](leniency=leniency)
+        configs[leniency] = script["LenientMAPPO"], config
     configs["mappo"] = MAPPO, PPOConfig()
     found = {}
     for name, (cls, config) in configs.items():
@@ -139,8 +140,8 @@ def test_own_method_with_a_leak_of_one_is_mappo():
         algorithm = cls(env, 100, config)
         algorithm.update(env.rollout(1, algorithm.policy).detach())
         found[name] = torch.cat([p.flatten() for p in algorithm.policy.parameters()])
-    assert torch.equal(found[1.0], found["mappo"])
-    assert not torch.equal(found[0.0], found["mappo"])
+    assert torch.equal(found[0.0], found["mappo"])
+    assert not torch.equal(found[1.0], found["mappo"])
 
 
 @pytest.mark.usefixtures("own_registry")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torchrl_agentmixer.algorithms.ppo import (
     make_ppo_loss,
 )
 from torchrl_agentmixer.algorithms.ppo_config import ClipEpsilon, PPOConfig
+from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import (
     ContinuousModifierOptions,
     DiscreteModifierOptions,
@@ -77,7 +79,8 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     Args:
         lr_modifier: learning rate of the Policy Modifier.
         ratio: ratio of new to old probability in PPO's objective: one per ``"agent"`` as in MAPPO,
-            or one per ``"team"`` (Eq. 13). Several groups of agents always have one per team.
+            for one group of agents, or one per ``"team"`` (Eq. 13). ``None`` is the first if there
+            is one group, and else the second.
 
     Raises:
         ValueError: for an unknown ``ratio``.
@@ -92,7 +95,7 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     num_components: int = 16
     strength: Scheduled = _EARLY
     modified_share: Scheduled = 0.5
-    ratio: Literal["team", "agent"] = "agent"
+    ratio: Literal["team", "agent"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,12 +149,9 @@ class AgentMixer(PPOAlgorithm):
         config: AgentMixerConfig | ContinuousAgentMixerConfig | None = None,
     ) -> None:
         config = config or self.config_class()
-        groups = self.supported_groups(env)
+        joint = self.one_ratio_per_team(self.supported_groups(env), config)
         policy = self.policy_class.from_env(
-            env,
-            actor_kwargs=config.actor_kwargs,
-            joint=len(groups) > 1 or getattr(config, "ratio", "team") == "team",
-            **config.policy_kwargs,
+            env, actor_kwargs=config.actor_kwargs, joint=joint, **config.policy_kwargs
         ).to(env.device)
         critic, value_norm = central_critic(env, config)
         loss = make_ppo_loss(policy, critic, config, value_norm)
@@ -177,6 +177,23 @@ class AgentMixer(PPOAlgorithm):
         )
         self.on_progress(0.0)
 
+    @classmethod
+    def one_ratio_per_team(
+        cls, groups: Sequence[AgentGroup], config: AgentMixerConfig | ContinuousAgentMixerConfig
+    ) -> bool:
+        """Whether PPO's objective has one ratio per team, or one per agent.
+
+        Raises:
+            ValueError: for one per agent and several groups.
+        """
+        ratio = getattr(config, "ratio", "team")
+        if len(groups) > 1 and ratio == "agent":
+            raise ValueError(
+                f"{cls.__name__}: expected `ratio` 'team' for several groups of agents "
+                f"{[group.name for group in groups]}, got 'agent'."
+            )
+        return len(groups) > 1 or ratio == "team"
+
     @torch.no_grad()
     def diagnose(self, data: TensorDictBase) -> TensorDict:
         """Consistency of joint and individual policies, and the coefficients."""
@@ -192,11 +209,13 @@ class AgentMixer(PPOAlgorithm):
 
 
 class ContinuousAgentMixer(AgentMixer):
-    """:class:`AgentMixer` for continuous actions: the Modifier writes the joint scale.
+    """:class:`AgentMixer` for continuous actions.
 
-    The joint mode is always the individual mode: evaluation of the executed policy is also that of
-    the joint policy. The scales of the individual policies are not trained: the joint scale
-    replaces them.
+    By default the joint policy is a mixture of joint plans, each a shift of all agents' means, and
+    the individual policies take half of the steps. When the shifts are annealed to zero, the joint
+    policy is the product of the individual policies, and the loss is MAPPO's. With
+    ``num_components=0`` the Modifier writes the joint scale (the paper): the joint mode is always
+    the individual mode, and the individual scales are not trained.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -212,7 +231,7 @@ class ContinuousAgentMixer(AgentMixer):
         >>> config = ContinuousAgentMixerConfig(epochs=1, num_minibatches=1)
         >>> algorithm = ContinuousAgentMixer(env, total_frames=160, config=config)
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
-        >>> round(metrics["ratio"], 3), metrics["mode_agreement"]
+        >>> round(metrics["ratio"], 3), metrics["strength"]
         (1.0, 1.0)
     """
 

@@ -29,11 +29,13 @@ def climbing_spread(kind: str) -> torch.Tensor:
     """Half the distance of the two payoffs of each joint action in a stochastic climbing game.
 
     The means are those of :func:`climbing`. A method that prefers lucky joint actions settles at
-    (b, b), worth 7 in the mean. After Kapetanakis and Kudenko, AAAI 2002.
+    (b, b), worth 7 in the mean. ``"partial"`` and ``"full"`` are after Kapetanakis and Kudenko,
+    AAAI 2002.
 
     Args:
         kind (str): ``"partial"``: (b, b) pays 14 or 0, everything else its mean; ``"full"``: every
-            joint action pays one of two payoffs.
+            joint action pays one of two payoffs; ``"noisy"``: each joint action of b and c, with
+            means from 0 to 7, pays its mean plus or minus 20, so single payoffs above 11 are common.
 
     Raises:
         ValueError: for an unknown kind.
@@ -43,7 +45,9 @@ def climbing_spread(kind: str) -> torch.Tensor:
         >>> (mean - spread)[1, 1].item(), (mean + spread)[1, 1].item()
         (0.0, 14.0)
     """
-    check_known("kind of stochastic climbing game", [kind], ("partial", "full"))
+    check_known("kind of stochastic climbing game", [kind], ("partial", "full", "noisy"))
+    if kind == "noisy":
+        return torch.tensor([[0.0, 0.0, 0.0], [0.0, 20.0, 20.0], [0.0, 20.0, 20.0]])
     if kind == "partial":
         return torch.tensor([[0.0, 0.0, 0.0], [0.0, 7.0, 0.0], [0.0, 0.0, 0.0]])
     return torch.tensor([[8.0, 6.0, 5.0], [35.0, 7.0, 5.0], [1.0, 35.0, 5.0]])
