@@ -131,9 +131,9 @@ def test_own_method_without_leniency_is_mappo():
     script = runpy.run_path(str(ROOT / "examples/own_method.py"))
     env, configs = make_env("matrix/climbing", num_envs=20, seed=0), {}
     for leniency in (0.0, 1.0):
-        config = script["LenientMAPPOConfig"](leniency=leniency)
+        config = script["LenientMAPPOConfig"](leniency=leniency, num_minibatches=1)
         configs[leniency] = script["LenientMAPPO"], config
-    configs["mappo"] = MAPPO, PPOConfig()
+    configs["mappo"] = MAPPO, PPOConfig(num_minibatches=1)
     found = {}
     for name, (cls, config) in configs.items():
         torch.manual_seed(0)

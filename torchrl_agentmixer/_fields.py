@@ -50,7 +50,8 @@ def check_fields(config: Any, ranges: Mapping[str, str] | None = None) -> None:
         try:
             converted = _convert(value, hint)
         except TypeError:
-            kind = ValueError if get_origin(hint) is Literal else TypeError
+            choices = Literal in (get_origin(hint), *map(get_origin, get_args(hint)))
+            kind = ValueError if choices else TypeError
             raise kind(
                 f"{owner}: expected `{f.name}` to be {_describe(hint)}, got {value!r}."
             ) from None

@@ -210,7 +210,7 @@ def test_a_ratio_per_agent_needs_one_group():
 
 
 def test_ratio_names_are_checked():
-    with pytest.raises(ValueError, match="'team' or 'agent', got 'joint'"):
+    with pytest.raises(ValueError, match="'team' or 'agent' or null, got 'joint'"):
         ContinuousAgentMixerConfig(ratio="joint")
 
 

@@ -13,7 +13,7 @@ from torchrl_agentmixer.envs import MatrixGameEnv, make_env, with_memory
 
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}
 MEMORY = {"memory_dim": 8, "sequence_length": 5}
-GAME = {"epochs": 4, "num_minibatches": 1}
+GAME = {"epochs": 4, "num_minibatches": 1, "embed_dim": 16, "num_heads": 2, "num_blocks": 1}
 
 
 def trained(algorithm, env, rounds):
@@ -87,7 +87,7 @@ def test_learners_imitate_without_a_term_of_their_own():
     assert env.rollout(1, learners)["next", "reward"].mean() > 0.95  # 1/3 if uniform
 
 
-@pytest.mark.parametrize("bound", [1.5, 2.0, math.inf])
+@pytest.mark.parametrize("bound", [1.5, math.inf])
 def test_the_guider_stays_where_its_learners_can_follow(bound):
     """With learners that never move, it leaves them by the factor ``guider_clip`` and no more."""
     torch.manual_seed(0)
@@ -151,4 +151,4 @@ def test_ranges(options, message):
 
 def test_several_groups_are_refused():
     with pytest.raises(ValueError, match="MAGPO: expected one group of agents"):
-        make_algorithm("magpo", make_env("vmas/simple_tag", num_envs=2), 100)
+        make_algorithm("magpo", make_env("vmas/simple_tag", reward="mean", num_envs=2), 100)

@@ -208,7 +208,7 @@ def test_agents_with_continuous_actions_that_left_do_not_train(method):
     env = team_env(AnyEnv(batch=(60,), masked=True))
     options = {"entropy_coeff": 0.1, "epochs": 2, "num_minibatches": 1}
     options = {k: v for k, v in options.items() if k in default_options(method)}
-    if method == "agent_mixer_sac":
+    if "gradient_steps" in default_options(method):
         options = {"gradient_steps": 2, "batch_size": 32}
     algorithm = make_algorithm(method, env, 1000, options)
     env.append_transform(AgentOneLeaves())
@@ -217,7 +217,7 @@ def test_agents_with_continuous_actions_that_left_do_not_train(method):
     assert not mask[..., 1].any()
     key = ("agents", "action_log_prob")
     if key in data.keys(True):
-        assert (data[key][~mask] == 0).all()
+        assert (data[key][~mask].abs() < 1e-5).all()  # rounding of the mixture
         assert (data[key][mask] != 0).all()
     elif "action_log_prob" in data.keys():  # noqa: SIM118
         assert (data["action_log_prob"][~mask.any(-1)] == 0).all()

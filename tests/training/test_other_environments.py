@@ -141,6 +141,8 @@ def test_trains_evaluates_resumes_and_exports(env_name, method, envs, tmp_path):
     resumed = RunDirectory(tmp_path / "run", resume=True)
     train(build(), env, eval_env, longer, resumed, on_message=lambda message: None)
     assert read_metrics(tmp_path / "run")["frames"] == [frames, 2 * frames, 3 * frames]
+    if method not in ("MAPPO", "AgentMixer, continuous", "MAVEN"):
+        return  # the others execute the same kind of actors
     if algorithm.decentralized_execution:
         files = export_decentralized(
             algorithm.execution_policy, tmp_path / "actors", formats=["torch"]

@@ -174,7 +174,7 @@ class SACAlgorithm(Algorithm):
                 input_norm=config.input_norm,
                 device=device,
             )
-            keys: list[NestedKey] = ["state", group.key("action")]
+            keys: list[NestedKey] = ["state", group.key("action"), *group.mask_keys.values()]
             critics.append(TensorDictModule(network, keys, ["state_action_value"]))
         loss = self.loss_class(
             self.policy,

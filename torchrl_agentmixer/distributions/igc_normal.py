@@ -194,6 +194,16 @@ class IGCTanhNormal(_PresentAgents, TanhNormal):
             )
         super().__init__(loc, scale, low=low, high=high, event_dims=1 + joint)
 
+    def rsample_and_log_prob(
+        self, sample_shape: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sample with gradients and its log-probability, for TorchRL's ``SACLoss``."""
+        shape = torch.Size(sample_shape)
+        if self._per_agent is None:
+            return super().rsample_and_log_prob(shape)
+        action, log_prob = self._per_agent.rsample_and_log_prob(shape)  # type: ignore[union-attr]
+        return action, self._present(log_prob)
+
     @property
     def support(self) -> constraints.Constraint:
         interval = constraints.interval(self.low, self.high)

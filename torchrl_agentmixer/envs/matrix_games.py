@@ -35,7 +35,7 @@ def climbing_spread(kind: str) -> torch.Tensor:
     Args:
         kind (str): ``"partial"``: (b, b) pays 14 or 0, everything else its mean; ``"full"``: every
             joint action pays one of two payoffs; ``"noisy"``: each joint action of b and c, with
-            means from 0 to 7, pays its mean plus or minus 20, so single payoffs above 11 are common.
+            means from 0 to 7, pays its mean plus or minus 20: single payoffs above 11 are common.
 
     Raises:
         ValueError: for an unknown kind.

@@ -92,8 +92,15 @@ class JointActionCritic(nn.Module):
         self.state_dim, self.action_dim = state_dim, action_dim
         self.value = CentralCritic(state_dim + action_dim, **kwargs)
 
-    def forward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Map the state ``[*B, s]`` and the joint action ``[*B, n, A]`` to a value ``[*B, 1]``."""
+    def forward(
+        self, state: torch.Tensor, action: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map the state ``[*B, s]`` and the joint action ``[*B, n, A]`` to a value ``[*B, 1]``.
+
+        Actions of agents outside ``mask`` ``[*B, n]`` are read as zeros.
+        """
+        if mask is not None:
+            action = action * mask.unsqueeze(-1)
         action = action.flatten(-2)
         if (state.shape[-1], action.shape[-1]) != (self.state_dim, self.action_dim):
             raise ValueError(
