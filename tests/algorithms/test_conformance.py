@@ -186,6 +186,8 @@ def test_solves_a_coordination_game(name):
     torch.manual_seed(0)
     env = MatrixGameEnv(torch.eye(3), num_envs=200, seed=0)
     options = {"lr": 5e-3, "epochs": 4, "num_minibatches": 1 if is_policy_gradient(name) else 4}
+    if has(name, "embed_dim"):
+        options |= {"embed_dim": 16, "num_blocks": 1}
     algorithm = algorithms.make_algorithm(name, env, 60 * 200, options)
     for _ in range(60):
         algorithm.update(collect(env, algorithm.policy, steps=1))
