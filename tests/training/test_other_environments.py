@@ -112,8 +112,22 @@ def envs():
             env.close(raise_if_closed=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("env_name", ENVS)
+# In `make test`: these methods everywhere, and every method on these environments. `make soak` has
+# all cells.
+EVERYWHERE = ("MAPPO", "AgentMixer", "AgentMixer, continuous")
+ALL_METHODS = ("VmasEnv", "VmasEnv, discrete", "batch [2, 2]")
+CELLS = [
+    pytest.param(
+        env,
+        method,
+        marks=() if method in EVERYWHERE or env in ALL_METHODS else pytest.mark.soak,
+    )
+    for env in ENVS
+    for method in METHODS
+]
+
+
+@pytest.mark.parametrize(("env_name", "method"), CELLS)
 def test_trains_evaluates_resumes_and_exports(env_name, method, envs, tmp_path):
     env, eval_env = envs(env_name)
     name, options = METHODS[method]
