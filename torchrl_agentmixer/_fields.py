@@ -9,7 +9,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from torchrl_agentmixer.schedules import Schedule, as_schedule
+from torchrl_agentmixer.schedules import Schedule, schedule_or_number
 
 
 def check_fields(config: Any, ranges: Mapping[str, str] | None = None) -> None:
@@ -17,7 +17,7 @@ def check_fields(config: Any, ranges: Mapping[str, str] | None = None) -> None:
 
     Args:
         config (dataclass): checked, and changed in place where a type allows several forms: a list
-            for a tuple, 1e4 for an integer.
+            for a tuple, 1e4 for an integer, the arguments of a schedule for a schedule.
         ranges (mapping, optional): interval of each number by the field's name, such as
             ``"[0, 1)"`` or ``"(0, inf)"``. It holds for all numbers of a list or schedule.
 
@@ -55,16 +55,14 @@ def check_fields(config: Any, ranges: Mapping[str, str] | None = None) -> None:
             raise kind(
                 f"{owner}: expected `{f.name}` to be {_describe(hint)}, got {value!r}."
             ) from None
+        except ValueError as error:  # of a schedule
+            raise ValueError(f"{owner}: `{f.name}`: {error}") from error
         if converted is not value:
             object.__setattr__(config, f.name, converted)  # also of a frozen dataclass
         interval = (ranges or {}).get(f.name)
         if interval is None:
             continue
-        try:
-            numbers = list(_numbers(converted))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{owner}: `{f.name}`: {error}") from error
-        if not all(_contains(interval, number) for number in numbers):
+        if not all(_contains(interval, number) for number in _numbers(converted)):
             raise ValueError(f"{owner}: expected `{f.name}` {_words(interval)}, got {value!r}.")
 
 
@@ -99,6 +97,11 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _convert_any(value: Any, hints: tuple) -> Any:
+    if Schedule in hints and isinstance(value, Mapping):
+        try:
+            return schedule_or_number(value)
+        except TypeError as error:  # a missing argument
+            raise ValueError(error) from error
     for hint in hints:
         try:
             return _convert(value, hint)
@@ -115,9 +118,8 @@ def _require(value: Any, valid: bool) -> Any:
 
 def _numbers(value: Any) -> Iterator[float]:
     """Numbers of a value, of a list, or of the ends of a schedule."""
-    if isinstance(value, Schedule | Mapping):
-        schedule = as_schedule(value)
-        yield from (schedule.start, schedule.end)
+    if isinstance(value, Schedule):
+        yield from (value.start, value.end)
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _numbers(one)

@@ -9,10 +9,13 @@ from torch.distributions import kl_divergence
 from torchrl_agentmixer.distributions import (
     GroupedDistribution,
     GroupedMixture,
+    GroupedNormalMixture,
     IGCCategorical,
     IGCMixture,
     IGCNormal,
+    IGCNormalMixture,
     IGCTanhNormal,
+    IGCTanhNormalMixture,
 )
 
 N, K, A = 3, 4, 2  # agents, actions, action dimensions
@@ -47,6 +50,23 @@ def squashed(batch, dtype, **kwargs):
     return normal(batch, dtype, IGCTanhNormal, low=-2.0, high=high, **kwargs)
 
 
+def plans(batch, dtype, cls=IGCNormalMixture, weights=None, **kwargs):
+    own = normal(batch, dtype, masked=kwargs.pop("masked", False))
+    shifts = torch.randn(*batch, N, 3, A, dtype=dtype)
+    weights = torch.randn(*batch, 3, dtype=dtype) if weights is None else weights
+    return cls(own.loc, own.scale, shifts, weights, 0.5, 0.7, mask=own.mask, **kwargs)
+
+
+def squashed_plans(batch, dtype, **kwargs):
+    high = torch.tensor([[1.0, 4.0]], dtype=dtype)
+    return plans(batch, dtype, IGCTanhNormalMixture, low=-2.0, high=high, **kwargs)
+
+
+def plans_of_groups(batch, dtype, build=plans):
+    weights = torch.randn(*batch, 3, dtype=dtype)
+    return GroupedNormalMixture({name: build(batch, dtype, weights=weights) for name in "ab"})
+
+
 CASES = {
     "categorical": categorical,
     "categorical, masked": lambda *a: categorical(*a, masked=True),
@@ -63,12 +83,26 @@ CASES = {
     "groups": lambda *a: GroupedDistribution({"a": categorical(*a), "b": normal(*a)}),
     "one group": lambda *a: GroupedDistribution({"a": squashed(*a)}),
     "mixture of groups": lambda *a: GroupedMixture(mixture(*a, masked=True), {"a": 1, "b": 2}),
+    "normal mixture": plans,
+    "normal mixture, masked": lambda *a: plans(*a, masked=True),
+    "normal mixture, per agent": lambda *a: plans(*a, joint=False),
+    "normal mixture, masked, per agent": lambda *a: plans(*a, masked=True, joint=False),
+    "squashed mixture": squashed_plans,
+    "squashed mixture, masked": lambda *a: squashed_plans(*a, masked=True),
+    "squashed mixture, per agent": lambda *a: squashed_plans(*a, joint=False),
+    "normal mixture of groups": plans_of_groups,
+    "squashed mixture of groups": lambda *a: plans_of_groups(*a, build=squashed_plans),
 }
 EVERY = pytest.mark.parametrize("name", list(CASES))
 BATCHES = pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3), (2, 1, 5)])
 # Distributions whose `deterministic_sample` is the mode.
 WITH_MODE = pytest.mark.parametrize(
-    "name", sorted({*CASES} - {"squashed", "squashed, masked", "squashed, per agent", "one group"})
+    "name",
+    sorted(
+        name
+        for name in CASES
+        if name != "one group" and not name.startswith(("squashed", "normal mixture"))
+    ),
 )
 
 

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from torchrl_agentmixer.distributions import IGCNormal, IGCNormalMixture
+from torchrl_agentmixer.distributions import (
+    GroupedNormalMixture,
+    IGCNormal,
+    IGCNormalMixture,
+    IGCTanhNormal,
+    IGCTanhNormalMixture,
+)
 
 
 def parameters(batch=(), n=3, m=4, a=2, seed=0, dtype=torch.float64):
@@ -153,3 +159,82 @@ def test_wrong_values():
         IGCNormalMixture(loc, scale, x, logits, -1.0)
     with pytest.raises(ValueError, match="expected finite `perturbation`"):
         IGCNormalMixture(loc, scale, x * math.nan, logits)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_absent_agents_have_no_part(joint):
+    """With a mask, the density is that of the mixture of the other agents."""
+    loc, scale, x, logits = parameters((5,))
+    mask = torch.tensor([True, False, True]).expand(5, 3)
+    action = loc + 0.3 * torch.randn_like(loc)
+    dist = IGCNormalMixture(loc, scale, x, logits, 0.8, 0.6, joint=joint, mask=mask)
+    others = [0, 2]
+    rest = IGCNormalMixture(*(t[:, others] for t in (loc, scale, x)), logits, 0.8, 0.6, joint=joint)
+    found, expected = dist.log_prob(action), rest.log_prob(action[:, others])
+    if not joint:
+        torch.testing.assert_close(found[:, 1], torch.zeros(5, dtype=found.dtype))
+        found = found[:, others]
+    torch.testing.assert_close(found, expected)
+    entropy = dist.entropy() if joint else dist.entropy()[:, others]
+    torch.testing.assert_close(entropy, rest.entropy())
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_squashed_log_prob_by_the_change_of_variables(joint):
+    loc, scale, x, logits = parameters((5,))
+    low, high = -2.0, torch.tensor([1.0, 4.0], dtype=loc.dtype)
+    args = loc, scale, x, logits, 0.7, 0.6
+    plain, y = IGCNormalMixture(*args, joint=joint), loc + 0.3 * torch.randn_like(loc)
+    squashed = IGCTanhNormalMixture(*args, joint=joint, low=low, high=high)
+    action = low + (high - low) * (y.tanh() + 1) / 2
+    stretch = ((high - low) / 2 * (1 - y.tanh().square())).log().sum(-1)
+    expected = plain.log_prob(y) - (stretch.sum(-1) if joint else stretch)
+    torch.testing.assert_close(squashed.log_prob(action), expected)
+    samples = squashed.sample((200,))
+    assert (samples > low).all()
+    assert (samples < high).all()
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_squashed_plans_end_as_the_product(joint):
+    loc, scale, x, logits = parameters((5,))
+    bounds = {"low": -2.0, "high": torch.tensor([1.0, 4.0], dtype=loc.dtype)}
+    dist = IGCTanhNormalMixture(loc, scale, x, logits, 0.0, 0.5, joint=joint, **bounds)
+    product = IGCTanhNormal(loc, scale, joint=joint, **bounds)
+    action = product.sample()
+    torch.testing.assert_close(dist.log_prob(action), product.log_prob(action))
+    torch.testing.assert_close(dist.entropy(), product.entropy())
+    torch.testing.assert_close(dist.mode, product.deterministic_sample)
+    assert torch.equal(dist.individual_mode, dist.mode)
+
+
+def test_groups_draw_one_component():
+    """The density of two groups is that of one mixture over all their agents."""
+    loc, scale, x, logits = parameters((5,), n=4)
+    whole = IGCNormalMixture(loc, scale, x, logits, 0.8, 0.6)
+    parts = [[t[:, a:b] for t in (loc, scale, x)] for a, b in ((0, 1), (1, 4))]
+    team = GroupedNormalMixture(
+        {
+            name: IGCNormalMixture(*own, logits, 0.8, 0.6)
+            for name, own in zip("ab", parts, strict=True)
+        }
+    )
+    action = whole.sample()
+    split = action.split([1, 3], -2)
+    torch.testing.assert_close(team.log_prob(*split), whole.log_prob(action))
+    torch.testing.assert_close(team.entropy(), whole.entropy())
+    torch.testing.assert_close(torch.cat(team.mode, -2), whole.mode)
+    apart = GroupedNormalMixture(
+        {
+            name: IGCNormalMixture(
+                torch.zeros(2, 1),
+                torch.full((2, 1), 0.01),
+                torch.tensor([[-1.0], [1.0]]).expand(2, 2, 1),
+                torch.zeros(2),
+            )
+            for name in "ab"
+        }
+    )
+    first, second = (part.sign().squeeze(-1) for part in apart.sample((200,)))
+    assert torch.equal(first, second)
+    assert first.unique().numel() == 2

@@ -167,6 +167,24 @@ def test_two_predators_capture():
     assert not after["agents", "observation"][..., 2:27].any()
 
 
+@pytest.mark.parametrize(
+    ("predators", "mean"), [([(2, 1), (4, 4)], -1.51), ([(2, 1), (3, 2)], 9.99)]
+)
+def test_a_spread_pays_by_a_fair_coin(predators, mean):
+    env = PredatorPreyGridEnv(num_envs=2000, penalty=-1.5, spread=5.0, seed=0)
+    _place(env, predators, [(2, 2)])
+    rewards = _step(env, [STAY, STAY])["reward"].flatten()
+    assert sorted({round(value, 2) for value in rewards.tolist()}) == [mean - 5, mean + 5]
+    # 5 standard errors of a fair coin: fails by chance once in 10^6.
+    assert abs((rewards > mean).float().mean() - 0.5) < 5 * 0.5 / 2000**0.5
+
+
+def test_a_spread_pays_nothing_where_nothing_happens():
+    env = PredatorPreyGridEnv(num_envs=50, spread=5.0, seed=0)
+    _place(env, [(0, 0), (4, 4)], [(2, 2)])
+    assert (_step(env, [STAY, STAY])["reward"] == -0.01).all()
+
+
 def test_state_contains_every_view():
     env = PredatorPreyGridEnv(num_envs=7, n_predators=3, view=3, seed=0)
     data = env.rollout(20)

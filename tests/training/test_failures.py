@@ -14,7 +14,7 @@ from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.transforms import Transform
 
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import make_env, simulation_state
+from torchrl_agentmixer.envs import make_env, simulation_state, team_env
 from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import (
     Interrupted,
@@ -175,7 +175,9 @@ def test_an_environment_that_raises(tmp_path):
 
 
 def workers(*envs):
-    return ParallelEnv(len(envs), list(envs), mp_start_method="fork")  # faster than spawn
+    """Environments of one worker each, and their processes once they have started."""
+    parallel = ParallelEnv(len(envs), list(envs), mp_start_method="fork")  # faster than spawn
+    return team_env(parallel), lambda: parallel._workers
 
 
 def gone(pids):
@@ -194,10 +196,10 @@ def broken(how):
 
 
 def test_a_worker_whose_environment_raises(tmp_path, capfd):
-    env = workers(SEEDED, partial(broken, error))
+    env, processes = workers(SEEDED, partial(broken, error))
     started = []
     with pytest.raises(RuntimeError) as raised:
-        go(tmp_path, env, on_start=lambda _: started.extend(w.pid for w in env._workers))
+        go(tmp_path, env, on_start=lambda _: started.extend(w.pid for w in processes()))
     assert (
         f"worker 1 of 2 of the parallel environment (process {started[1]}) ended with exit code 1"
         in str(raised.value)
@@ -214,12 +216,12 @@ def stubborn():
 
 def test_a_worker_that_is_killed(tmp_path):
     """The other worker ignores SIGTERM, and is ended as well."""
-    env = workers(SEEDED, stubborn)
+    env, processes = workers(SEEDED, stubborn)
     started, killed = [], []
 
     def kill(row):
         if row["frames"] == 80:
-            started.extend(worker.pid for worker in env._workers)
+            started.extend(worker.pid for worker in processes())
             killed.append(time.monotonic())
             os.kill(started[0], signal.SIGKILL)
 
@@ -234,7 +236,7 @@ def test_a_worker_that_is_killed(tmp_path):
     assert newest(tmp_path)[0] == 80
     # The checkpoint resumes with new workers, in new episodes.
     messages = []
-    env = workers(SEEDED, SEEDED)
+    env, _ = workers(SEEDED, SEEDED)
     go(tmp_path, env, resume=True, on_message=messages.append)
     assert STATE_UNAVAILABLE in messages[-1]
     assert read_metrics(tmp_path)["frames"] == [40, 80, 120, 160]
@@ -243,7 +245,7 @@ def test_a_worker_that_is_killed(tmp_path):
 def test_a_signal_to_all_processes_of_a_job(tmp_path):
     """Ctrl-C reaches the workers too: the run ends as interrupted."""
     with pytest.raises(Interrupted, match="SIGINT: worker 1 of 2") as ended:
-        go(tmp_path, workers(SEEDED, partial(broken, control_c)))
+        go(tmp_path, workers(SEEDED, partial(broken, control_c))[0])
     assert ended.value.exit_code == 130
     assert newest(tmp_path)[0] == 80
 

@@ -25,7 +25,7 @@ from torchrl_agentmixer.modules import (
     PlanSchedules,
 )
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
-from torchrl_agentmixer.schedules import Schedule, Scheduled, schedule_or_number
+from torchrl_agentmixer.schedules import Schedule, Scheduled
 
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
 _HALF = Schedule(0.5, 1.0, since=0.5, until=0.5)
@@ -52,10 +52,7 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
     modified_share: Scheduled = _HALF
     optimism: Scheduled = _OPTIMISTIC
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in option_values(self, IGCSchedules).items():
-            setattr(self, name, schedule_or_number(value))
+    ratio = "team"  # a field of ContinuousAgentMixerConfig
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -96,11 +93,6 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     strength: Scheduled = _EARLY
     modified_share: Scheduled = 0.5
     ratio: Literal["team", "agent"] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in option_values(self, PlanSchedules).items():
-            setattr(self, name, schedule_or_number(value))
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -149,7 +141,7 @@ class AgentMixer(PPOAlgorithm):
         config: AgentMixerConfig | ContinuousAgentMixerConfig | None = None,
     ) -> None:
         config = config or self.config_class()
-        joint = self.one_ratio_per_team(self.supported_groups(env), config)
+        joint = self._one_ratio_per_team(self.supported_groups(env), config)
         policy = self.policy_class.from_env(
             env, actor_kwargs=config.actor_kwargs, joint=joint, **config.policy_kwargs
         ).to(env.device)
@@ -178,21 +170,16 @@ class AgentMixer(PPOAlgorithm):
         self.on_progress(0.0)
 
     @classmethod
-    def one_ratio_per_team(
+    def _one_ratio_per_team(
         cls, groups: Sequence[AgentGroup], config: AgentMixerConfig | ContinuousAgentMixerConfig
     ) -> bool:
-        """Whether PPO's objective has one ratio per team, or one per agent.
-
-        Raises:
-            ValueError: for one per agent and several groups.
-        """
-        ratio = getattr(config, "ratio", "team")
-        if len(groups) > 1 and ratio == "agent":
+        """Whether PPO's objective has one ratio per team, or one per agent."""
+        if len(groups) > 1 and config.ratio == "agent":
             raise ValueError(
                 f"{cls.__name__}: expected `ratio` 'team' for several groups of agents "
                 f"{[group.name for group in groups]}, got 'agent'."
             )
-        return len(groups) > 1 or ratio == "team"
+        return len(groups) > 1 or config.ratio == "team"
 
     @torch.no_grad()
     def diagnose(self, data: TensorDictBase) -> TensorDict:

@@ -16,7 +16,7 @@ from torchrl_agentmixer.modules import CentralActor
 from torchrl_agentmixer.objectives import DistillationLoss, ExpertAdvantage
 from torchrl_agentmixer.policies import BehaviorMixture, Sampled, mode_policy, product_policy
 from torchrl_agentmixer.policies.behavior_mixture import EXPERT_LOG_PROB_KEY
-from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule, schedule_or_number
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _ANNEALED = Schedule(1.0, 0.0)
 
@@ -39,10 +39,6 @@ class AILConfig(PPOConfig):
 
     expert_hidden: tuple[int, ...] = (64, 64)
     expert_share: Scheduled = _ANNEALED
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expert_share = schedule_or_number(self.expert_share)
 
 
 class AIL(PPOAlgorithm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torchrl_agentmixer.algorithms.off_policy_config import OffPolicyConfig
-from torchrl_agentmixer.schedules import Schedule, Scheduled, schedule_or_number
+from torchrl_agentmixer.schedules import Schedule, Scheduled
 
 _EPSILON = Schedule(0.3, 0.05, until=0.5)
 
@@ -52,7 +52,3 @@ class MAVENConfig(OffPolicyConfig):
     mixer_dim: int = 32
     discriminator_hidden: tuple[int, ...] = (64,)
     latent_hidden: tuple[int, ...] = (64,)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.epsilon = schedule_or_number(self.epsilon)

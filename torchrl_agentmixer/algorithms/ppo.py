@@ -123,13 +123,11 @@ class PPOAlgorithm(Algorithm):
 
     def on_progress(self, progress: float) -> None:
         clip_epsilon = self.config.clip_epsilon_at(progress)
-        if isinstance(clip_epsilon, tuple):
-            for module in self.modules():
-                if isinstance(module, ClipPPOLoss):
-                    module.clip_epsilon_low.fill_(clip_epsilon[0])
-                    module.clip_epsilon_high.fill_(clip_epsilon[1])
         optimism = as_schedule(self.config.optimism)(progress)
         for module in self.modules():
+            if isinstance(module, ClipPPOLoss) and isinstance(clip_epsilon, tuple):
+                module.clip_epsilon_low.fill_(clip_epsilon[0])
+                module.clip_epsilon_high.fill_(clip_epsilon[1])
             if isinstance(module, HuberPPOLoss):
                 module.optimism.fill_(optimism)
 

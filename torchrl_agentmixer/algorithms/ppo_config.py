@@ -14,7 +14,7 @@ from torchrl_agentmixer.algorithms.ranges import RANGES
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.policies import actor_module
 from torchrl_agentmixer.policies.product import ContinuousDistribution
-from torchrl_agentmixer.schedules import Scheduled, as_schedule, schedule_or_number
+from torchrl_agentmixer.schedules import Scheduled, as_schedule
 
 ClipEpsilon = float | tuple[Scheduled, Scheduled]
 
@@ -72,10 +72,6 @@ class ClippedUpdateConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, RANGES)
-        self.optimism = schedule_or_number(self.optimism)
-        if isinstance(self.clip_epsilon, tuple):
-            low, high = self.clip_epsilon
-            self.clip_epsilon = (schedule_or_number(low), schedule_or_number(high))
 
     def clip_epsilon_at(self, progress: float) -> float | tuple[float, float]:
         """The clipping range at the fraction ``progress`` of training."""

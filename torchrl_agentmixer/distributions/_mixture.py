@@ -8,6 +8,18 @@ import torch
 _LOWEST = -1e9
 
 
+def are_components_of(
+    params: torch.Tensor, perturbation: torch.Tensor, component_logits: torch.Tensor
+) -> bool:
+    """Whether shapes fit: ``[*B, n_agents, size]``, ``[*B, n_agents, m, size]``, ``[*B, m]``."""
+    m = component_logits.shape[-1] if component_logits.ndim else 0
+    return (
+        m > 0
+        and perturbation.shape == (*params.shape[:-1], m, *params.shape[-1:])
+        and component_logits.shape[:-1] == params.shape[:-2]
+    )
+
+
 def team_weights(
     component_logits: torch.Tensor, modified_share: torch.Tensor | float, agents: torch.Size
 ) -> torch.Tensor:

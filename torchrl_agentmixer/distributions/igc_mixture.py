@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, register_kl
 
-from torchrl_agentmixer.distributions._mixture import team_weights
+from torchrl_agentmixer.distributions._mixture import are_components_of, team_weights
 from torchrl_agentmixer.distributions._validation import check_finite, should_validate
 from torchrl_agentmixer.distributions.igc_categorical import (
     Coefficient,
@@ -237,12 +237,7 @@ def kl_to_product(p: IGCMixture, logits: torch.Tensor) -> torch.Tensor:
 def _check_shapes(
     logits: torch.Tensor, perturbation: torch.Tensor, component_logits: torch.Tensor
 ) -> None:
-    n_components = component_logits.shape[-1] if component_logits.ndim else 0
-    if (
-        n_components == 0
-        or perturbation.shape != (*logits.shape[:-1], n_components, *logits.shape[-1:])
-        or component_logits.shape[:-1] != logits.shape[:-2]
-    ):
+    if not are_components_of(logits, perturbation, component_logits):
         raise ValueError(
             "IGCMixture: expected `perturbation` [*B, n_agents, n_components, n_actions] and "
             "`component_logits` [*B, n_components] with at least one component for `logits` of "

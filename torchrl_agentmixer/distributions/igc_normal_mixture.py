@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Distribution, constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 from torchrl.modules.distributions.continuous import SafeTanhTransform
 
-from torchrl_agentmixer.distributions._mixture import chain_rule, team_weights
+from torchrl_agentmixer.distributions._mixture import are_components_of, chain_rule, team_weights
 from torchrl_agentmixer.distributions._validation import check_finite, should_validate
 from torchrl_agentmixer.distributions.igc_categorical import Coefficient, check_coefficients
 from torchrl_agentmixer.distributions.igc_normal import IGCNormal, IGCTanhNormal
@@ -157,6 +157,7 @@ class IGCNormalMixture(Distribution):
         individual means.
         """
         modes = self.component_modes
+        # One component at a time: all pairs of components at once need much memory.
         each = torch.stack([self.component_log_prob(mode) for mode in modes]).sum(-1)
         scores = (each + self.log_weights).logsumexp(-1)  # [1 + m, *B]
         best = scores.argmax(0)[None, ..., None, None].expand(1, *modes.shape[1:])
@@ -231,8 +232,10 @@ class IGCTanhNormalMixture(IGCNormalMixture):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.low, self.high = low, high
-        half = (torch.as_tensor(high) - torch.as_tensor(low)).to(self.means) / 2
-        squash = AffineTransform(torch.as_tensor(low).to(self.means) + half, half)
+        # Numbers stay numbers: a tensor of them would be copied to the device at every call.
+        low, high = (x.to(self.means) if isinstance(x, torch.Tensor) else x for x in (low, high))
+        half = (high - low) / 2
+        squash = AffineTransform(low + half, half)
         self.transform = ComposeTransform([SafeTanhTransform(), squash])
 
     @property
@@ -277,13 +280,8 @@ def _check_shapes(
     perturbation: torch.Tensor,
     component_logits: torch.Tensor,
 ) -> None:
-    n_components = component_logits.shape[-1] if component_logits.ndim else 0
-    if (
-        n_components == 0
-        or scale.shape != loc.shape
-        or perturbation.shape != (*loc.shape[:-1], n_components, *loc.shape[-1:])
-        or component_logits.shape[:-1] != loc.shape[:-2]
-    ):
+    fits = are_components_of(loc, perturbation, component_logits)
+    if not (fits and scale.shape == loc.shape):
         raise ValueError(
             "IGCNormalMixture: expected `scale` of the shape of `loc` [*B, n_agents, action_dim], "
             "`perturbation` [*B, n_agents, n_components, action_dim] and `component_logits` [*B, "

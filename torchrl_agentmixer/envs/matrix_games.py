@@ -34,8 +34,8 @@ def climbing_spread(kind: str) -> torch.Tensor:
 
     Args:
         kind (str): ``"partial"``: (b, b) pays 14 or 0, everything else its mean; ``"full"``: every
-            joint action pays one of two payoffs; ``"noisy"``: each joint action of b and c, with
-            means from 0 to 7, pays its mean plus or minus 20: single payoffs above 11 are common.
+            joint action pays one of two payoffs; ``"noisy"``: each joint action of b and c pays its
+            mean plus or minus 20, so (b, b) often pays 27.
 
     Raises:
         ValueError: for an unknown kind.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from torch.distributions import Distribution
+from torchrl.modules.distributions.utils import rsample_and_log_prob
 from torchrl.objectives import SACLoss
 
 
@@ -55,8 +56,7 @@ class HASACLoss(SACLoss):
             tuple of Tensor: a scalar; ``[*B]``, detached.
         """
         key = self.tensor_keys.action
-        action = dist.rsample()
-        log_prob = dist.log_prob(action)
+        action, log_prob = rsample_and_log_prob(dist)
         before, _, after = tensordict.get(key).tensor_split((index, index + 1), -2)
         joint = torch.cat([before, action, after], -2)
         data = tensordict.select(*self.qvalue_network.in_keys).set(key, joint)
