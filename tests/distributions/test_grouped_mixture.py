@@ -18,7 +18,7 @@ from torchrl_agentmixer.distributions import (
     IGCMixture,
     igc_mixture,
 )
-from torchrl_agentmixer.distributions.grouped import join_agents
+from torchrl_agentmixer.distributions.grouped_mixture import join_agents
 
 from .mixture_by_hand import entropy_of, eq_12, joint_by_hand, kl_of, mix, softmax
 

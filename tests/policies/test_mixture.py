@@ -26,6 +26,7 @@ WEIGHTS = "component_logits"
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 def test_shapes_and_keys(batch):
     policy, td = scouts(batch)
+    policy.reset_out_keys()
     out = policy(td.clone())
     expected = {
         ("scouts", "logits"): (*batch, 2, 4),
@@ -113,6 +114,7 @@ def test_around_an_actor():
     actor = actor_module(group)
     policy = AgentMixerPolicy.from_actor(actor, env, modifier_kwargs={"num_components": 2})
     assert policy.actors == [actor]
+    policy.reset_out_keys()
     rollout = env.rollout(3, policy, break_when_any_done=False)
     assert rollout[WEIGHTS].shape == (4, 3, 2)
     assert rollout["agents", "perturbation"].shape[-2:] == (2, group.action_dim)
@@ -125,7 +127,7 @@ def test_around_an_actor():
 def test_spans_groups_of_discrete_actions(batch):
     """One set of component weights per team, and one log-probability."""
     policy, td = two_discrete(batch)
-    out = policy(td.clone())
+    out = policy.reset_out_keys()(td.clone())
     expected = {
         ("scouts", "perturbation"): (*batch, 2, 3, 4),
         ("ships", "perturbation"): (*batch, 1, 3, 3),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torchrl_agentmixer.distributions.grouped import (
     GroupedDistribution,
     GroupedDistributionBuilder,
-    GroupedMixture,
-    GroupedMixtureBuilder,
 )
+from torchrl_agentmixer.distributions.grouped_mixture import GroupedMixture, GroupedMixtureBuilder
 from torchrl_agentmixer.distributions.grouped_normal_mixture import (
     GroupedNormalMixture,
     GroupedNormalMixtureBuilder,

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch.distributions import Categorical, Distribution
 
-from torchrl_agentmixer.distributions.grouped import Actions, GroupedBase, by_group
+from torchrl_agentmixer.distributions.grouped import (
+    Actions,
+    GroupedBase,
+    GroupedDistributionBuilder,
+    by_group,
+    without,
+)
+from torchrl_agentmixer.distributions.igc_normal import IGCNormal, IGCTanhNormal
 from torchrl_agentmixer.distributions.igc_normal_mixture import (
     IGCNormalMixture,
     IGCTanhNormalMixture,
@@ -84,7 +91,8 @@ class GroupedNormalMixtureBuilder:
     """Factory of :class:`GroupedNormalMixture`; of :class:`IGCNormalMixture` with one group.
 
     Arguments are named as in :class:`GroupedDistributionBuilder`; ``component_logits`` belongs to
-    the team and has no group.
+    the team and has no group. Without ``component_logits`` there are no components: the
+    distribution is the product of the individual policies.
 
     Args:
         kwargs (mapping of str to mapping): fixed arguments of each group's mixture, in order;
@@ -103,10 +111,17 @@ class GroupedNormalMixtureBuilder:
     def __init__(self, kwargs: Mapping[str, Mapping[str, Any]], squashed: bool = False) -> None:
         self.kwargs = {name: dict(own) for name, own in kwargs.items()}
         self.mixture_class = IGCTanhNormalMixture if squashed else IGCNormalMixture
+        product_class = IGCTanhNormal if squashed else IGCNormal
+        self.build_product = GroupedDistributionBuilder(
+            dict.fromkeys(kwargs, product_class), self.kwargs
+        )
 
     def __call__(
-        self, *, component_logits: torch.Tensor, **arguments: torch.Tensor
+        self, *, component_logits: torch.Tensor | None, **arguments: torch.Tensor
     ) -> Distribution:
+        if component_logits is None:
+            only = without(("perturbation", "modified_share", "strength"), arguments)
+            return self.build_product(**only)
         mixtures = {
             name: self.mixture_class(**own, component_logits=component_logits, **self.kwargs[name])
             for name, own in by_group(self.kwargs, arguments).items()

@@ -193,7 +193,12 @@ def _keep_mode(z: torch.Tensor, individual: torch.Tensor, consistency: Coefficie
     Logits are relative to the constant ``z[k*]``, which softmax ignores, so that the margin
     survives rounding for any noise.
     """
-    if not isinstance(consistency, torch.Tensor) and consistency == 0:
+    if isinstance(consistency, torch.Tensor):
+        readable = consistency.device.type == "cpu" and not torch.compiler.is_compiling()
+        unconstrained = readable and not consistency.any()
+    else:
+        unconstrained = consistency == 0
+    if unconstrained:
         return z
     star = individual.argmax(-1, keepdim=True).expand(*z.shape[:-1], 1)
     relative = z - z.gather(-1, star).detach()

@@ -101,6 +101,20 @@ class IGCCoefficients(TensorDictModuleBase):
         for name, value in coefficients.items():
             getattr(self, name).fill_(value)
 
+    @property
+    def cancel_perturbation(self) -> bool:
+        """Whether no perturbation can change the joint policy: at strength 0.
+
+        A mixture must also be a single product: only modified components, or a temperature that
+        leaves them equal to the individual policies. Always ``False`` on an accelerator, where
+        reading a value would synchronize, and under ``torch.compile``.
+        """
+        if torch.compiler.is_compiling() or any(b.device.type != "cpu" for b in self.buffers()):
+            return False
+        values = {name: buffer.item() for name, buffer in self.named_buffers()}
+        one_product = 1.0 in (values.get("modified_share", 1.0), values.get("temperature", 1.0))
+        return values.get("strength") == 0 and one_product
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.in_keys:
             params = tensordict.get(key)

@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
 from torchrl_agentmixer.modules import GaussianActor, IGCCoefficients, PolicyModifier
 from torchrl_agentmixer.policies.joint_distribution import (
+    AnnealedModifier,
     check_joint,
     check_parts,
     make_coefficients,
@@ -44,7 +45,8 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     - the IGC distribution writes ``("agents", "action")`` and one ``"action_log_prob"`` ``[*B]``
       per team (Eq. 13 of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_).
 
-    TorchRL's collectors, ``GAE`` and ``ClipPPOLoss`` take it unchanged
+    Features and the Modifier's entries do not leave the policy; ``reset_out_keys()`` changes this.
+    TorchRL's collectors, ``GAE`` and ``ClipPPOLoss`` take the policy unchanged
     (``loss.set_keys(action=("agents", "action"))``). :meth:`decentralized` returns the policy for
     execution.
 
@@ -100,15 +102,17 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         check_parts(groups, actors, modifier)
         check_joint(groups, modifier, joint)
         coefficients = make_coefficients(groups, modifier, schedules)
+        deviation = modifier if coefficients is None else AnnealedModifier(modifier, coefficients)
         super().__init__(
             *actors,
-            *([coefficients] if coefficients is not None else []),
-            modifier,
+            deviation,
             make_joint_module(groups, modifier, coefficients, distribution, joint, validate_args),
         )
         self.groups = tuple(groups)
         self.distribution = distribution
         self.joint = joint
+        inner = {*deviation.out_keys, *(group.key("features") for group in groups)}
+        self.select_out_keys(*(key for key in self.out_keys if key not in inner))
 
     @classmethod
     def from_env(
@@ -200,7 +204,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     @property
     def modifier(self) -> PolicyModifier:
         """The Policy Modifier."""
-        return next(m for m in self.module if isinstance(m, PolicyModifier))
+        return next(m for m in self.modules() if isinstance(m, PolicyModifier))
 
     @property
     def action_keys(self) -> NestedKey | list[NestedKey]:
@@ -211,7 +215,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
     @property
     def coefficients(self) -> IGCCoefficients | None:
         """Coefficients of the joint policy; ``None`` for a joint scale of continuous actions."""
-        return next((m for m in self.module if isinstance(m, IGCCoefficients)), None)
+        return next((m for m in self.modules() if isinstance(m, IGCCoefficients)), None)
 
     def anneal(self, progress: float) -> None:
         """Set the coefficients to their values at the fraction ``progress`` of training."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 
 from torchrl_agentmixer._choices import check_known
@@ -24,6 +24,42 @@ from torchrl_agentmixer.policies.product import (
     distribution_class,
     probabilistic_module,
 )
+
+
+class AnnealedModifier(TensorDictModuleBase):
+    """Policy Modifier and the coefficients of its output.
+
+    The Modifier does not run while the coefficients cancel its output: the IGC distribution then
+    gets no perturbation.
+
+    Args:
+        modifier (PolicyModifier): writes the perturbation.
+        coefficients (IGCCoefficients): write strength and other coefficients.
+
+    Examples:
+        >>> from torchrl_agentmixer import AgentMixerPolicy
+        >>> from torchrl_agentmixer.envs import make_env
+        >>> env = make_env("matrix/climbing", num_envs=4)
+        >>> *actors, deviation, joint = AgentMixerPolicy.from_env(env, strength=0.0).module
+        >>> data = deviation(actors[0](env.reset()))
+        >>> ("agents", "strength") in data.keys(True), ("agents", "perturbation") in data.keys(True)
+        (True, False)
+    """
+
+    def __init__(self, modifier: PolicyModifier, coefficients: IGCCoefficients) -> None:
+        super().__init__()
+        self.modifier, self.coefficients = modifier, coefficients
+        self.in_keys = list(modifier.in_keys)
+        self.out_keys = [*coefficients.out_keys, *modifier.out_keys]
+        # A joint scale, of groups with continuous actions beside others, always counts.
+        self.only_perturbs = len(coefficients.in_keys) == len(modifier.groups)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        tensordict = self.coefficients(tensordict)
+        if self.only_perturbs and self.coefficients.cancel_perturbation:
+            # Entries of an earlier call, when the perturbation counted.
+            return tensordict.exclude(*self.modifier.out_keys, inplace=True)
+        return self.modifier(tensordict)
 
 
 def make_coefficients(
