@@ -335,7 +335,7 @@ def test_coefficients_without_discrete_actions():
 
 
 def test_coefficients_travel_with_the_state_dict():
-    one, td = both_kinds()
+    one, _ = both_kinds()
     other, _ = both_kinds()
     one.set_coefficients(strength=0.3)
     other.load_state_dict(one.state_dict())

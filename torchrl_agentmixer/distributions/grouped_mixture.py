@@ -107,7 +107,7 @@ class GroupedMixtureBuilder:
         self.names, self.validate_args = list(names), validate_args
         self.build_product = GroupedDistributionBuilder(
             dict.fromkeys(names, IGCCategorical),
-            dict.fromkeys(names, {"validate_args": validate_args}),
+            {name: {"validate_args": validate_args} for name in names},
         )
 
     def __call__(
