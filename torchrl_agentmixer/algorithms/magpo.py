@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
+from torchrl_agentmixer.algorithms.base import adam
 from torchrl_agentmixer.algorithms.mat import MATDecConfig, encoder_critic_parts, make_encoder
 from torchrl_agentmixer.algorithms.ppo import PPOAlgorithm, in_sequence, ppo_metrics
 from torchrl_agentmixer.modules import RecurrentEncoder
@@ -110,9 +111,7 @@ class MAGPO(PPOAlgorithm):
             evaluated={"eval_joint": policy, "eval_individual": Sampled(learners)},
             **parts,
         )
-        self.learner_optimizer = torch.optim.Adam(
-            learners.parameters(), lr=config.lr, eps=config.adam_eps
-        )
+        self.learner_optimizer = adam(learners.parameters(), lr=config.lr, eps=config.adam_eps)
         self.optimizers["learner_optimizer"] = self.learner_optimizer
 
     @torch.no_grad()

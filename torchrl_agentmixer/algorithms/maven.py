@@ -12,7 +12,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_agentmixer.algorithms.base import Algorithm
+from torchrl_agentmixer.algorithms.base import Algorithm, adam
 from torchrl_agentmixer.algorithms.maven_config import MAVENConfig
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
@@ -96,8 +96,8 @@ class MAVEN(Algorithm):
         values = (self.policy.utilities, self.mixer, self.loss.discriminator)
         parameters = [parameter for module in values for parameter in module.parameters()]
         self.optimizers = {
-            "values": torch.optim.Adam(parameters, lr=config.lr, eps=config.adam_eps),
-            "latent": torch.optim.Adam(
+            "values": adam(parameters, lr=config.lr, eps=config.adam_eps),
+            "latent": adam(
                 self.policy.latent_logits.parameters(), lr=config.lr_latent, eps=config.adam_eps
             ),
         }

@@ -17,6 +17,7 @@ from torchrl.objectives.value import GAE
 from torchrl_agentmixer.algorithms.base import (
     Algorithm,
     DistributedValueNorm,
+    adam,
     advantage_standardizer,
 )
 from torchrl_agentmixer.algorithms.ppo_config import ClippedUpdateConfig, PPOConfig
@@ -74,7 +75,7 @@ class PPOAlgorithm(Algorithm):
             # Policy and critic may share parameters.
             parameters = dict.fromkeys([*policy.parameters(), *critic.parameters()])
             param_groups = [{"params": list(parameters), "lr": config.lr}]
-        self.optimizer = torch.optim.Adam(param_groups, eps=config.adam_eps)
+        self.optimizer = adam(param_groups, eps=config.adam_eps)
         self.optimizers["optimizer"] = self.optimizer
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_agentmixer.algorithms.base import Algorithm
+from torchrl_agentmixer.algorithms.base import Algorithm, adam
 from torchrl_agentmixer.algorithms.off_policy_config import OffPolicyConfig
 from torchrl_agentmixer.algorithms.replay import TransitionReplay, transition_keys
 from torchrl_agentmixer.groups import AgentGroup, state_dim
@@ -108,7 +108,7 @@ class SACAlgorithm(Algorithm):
         self._targets = SoftUpdate(self.loss, tau=config.target_rate)
         critics = self.loss.qvalue_network_params.parameters()
         trained = [*actor_parameters, *critics, self.loss.log_alpha]
-        self.optimizer = torch.optim.Adam([{"params": trained, "lr": config.lr}, *param_groups])
+        self.optimizer = adam([{"params": trained, "lr": config.lr}, *param_groups])
         self.optimizers["optimizer"] = self.optimizer
         size = self.share(config.replay_size, "replay_size")
         self.replay = TransitionReplay(size, device=env.device)

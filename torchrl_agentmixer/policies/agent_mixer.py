@@ -26,6 +26,7 @@ from torchrl_agentmixer.policies.joint_distribution import (
 from torchrl_agentmixer.policies.product import (
     ContinuousDistribution,
     actor_module,
+    hide,
     mode_policy,
     product_policy,
 )
@@ -111,8 +112,7 @@ class AgentMixerPolicy(ProbabilisticTensorDictSequential):
         self.groups = tuple(groups)
         self.distribution = distribution
         self.joint = joint
-        inner = {*deviation.out_keys, *(group.key("features") for group in groups)}
-        self.select_out_keys(*(key for key in self.out_keys if key not in inner))
+        hide(self, [*deviation.out_keys, *(group.key("features") for group in groups)])
 
     @classmethod
     def from_env(

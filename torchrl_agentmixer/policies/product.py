@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -162,9 +162,17 @@ def product_policy(
         {group.name: {"joint": joint} | action_bounds(group, distribution) for group in groups},
     )
     log_prob_key = LOG_PROB_KEY if joint else groups[0].key(LOG_PROB_KEY)
-    return ProbabilisticTensorDictSequential(
+    policy = ProbabilisticTensorDictSequential(
         *actors, probabilistic_module(groups, in_keys, builder, log_prob_key)
     )
+    hide(policy, [group.key("features") for group in groups])
+    return policy
+
+
+def hide(policy: TensorDictSequential, keys: Iterable[NestedKey]) -> None:
+    """Keep intermediate entries inside a policy: collectors would copy them at every step."""
+    hidden = set(keys)
+    policy.select_out_keys(*(key for key in policy.out_keys if key not in hidden))
 
 
 def mode_policy(
