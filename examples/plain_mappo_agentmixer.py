@@ -46,7 +46,7 @@ def main(actions: str, frames: int, seed: int) -> float:
         return_log_prob=True,
     )
     if continuous:  # joint scales of about 1, like the actor's scales
-        scale = {"scale_bound": 2.0, "scale_gain": 1.0}
+        scale = {"num_components": 0, "scale_bound": 2.0, "scale_gain": 1.0}
         form = {"modifier_kwargs": scale, "distribution": "tanh_normal"}
     else:  # Eq. 12 with an exact mode
         modifier = {"num_components": 0, "channels": 64, "head_gain": 1.0}

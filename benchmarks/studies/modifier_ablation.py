@@ -1,4 +1,4 @@
-"""Candidates of ``modifier_ablation.yaml``: the Policy Modifier with one part removed or replaced.
+"""Candidates of the ablations: the Policy Modifier with one part removed or replaced.
 
 A variant is a subclass of the part and a method that builds it: ``AgentMixer.policy_class``,
 ``AgentMixerPolicy.modifier_class`` and ``PolicyModifier.block_class`` name the parts.
@@ -55,6 +55,15 @@ class NoChannelMixingBlock(MixerBlock):
         return torch.zeros_like(tokens)
 
 
+class NarrowBlock(MixerBlock):
+    """Mixer block whose hidden layers have half of the default width."""
+
+    def __init__(self, n_agents: int, channels: int) -> None:
+        super().__init__(
+            n_agents, channels, agent_hidden=max(1, channels // 4), channel_hidden=2 * channels
+        )
+
+
 class AttentionModifier(PolicyModifier):
     """Policy Modifier with attention over agents."""
 
@@ -73,6 +82,12 @@ class NoChannelMixingModifier(PolicyModifier):
     block_class = NoChannelMixingBlock
 
 
+class NarrowModifier(PolicyModifier):
+    """Policy Modifier with narrow hidden layers."""
+
+    block_class = NarrowBlock
+
+
 class NoStateModifier(PolicyModifier):
     """Policy Modifier that reads zeros instead of the state."""
 
@@ -87,6 +102,7 @@ class NoStateModifier(PolicyModifier):
 
 CANDIDATES = {
     "agent_mixer_attention": AttentionModifier,
+    "agent_mixer_narrow": NarrowModifier,
     "agent_mixer_no_agent_mixing": NoAgentMixingModifier,
     "agent_mixer_no_channel_mixing": NoChannelMixingModifier,
     "agent_mixer_no_state": NoStateModifier,

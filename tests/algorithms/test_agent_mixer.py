@@ -203,6 +203,24 @@ def test_options_of_other_actions_do_not_exist(name, option):
         make_algorithm(name, make_env(env_name, num_envs=2), 100, {option: 1})
 
 
+@pytest.mark.parametrize(
+    ("config", "num_components", "option"),
+    [
+        (AgentMixerConfig, 0, {"modified_share": 0.5}),
+        (ContinuousAgentMixerConfig, 0, {"modified_share": 1.0}),
+        (ContinuousAgentMixerConfig, 0, {"strength": 0.5}),
+        (ContinuousAgentMixerConfig, 16, {"scale_bound": 2.0}),
+        (ContinuousAgentMixerConfig, 16, {"scale_gain": 1.0}),
+    ],
+)
+def test_options_without_effect_are_refused(config, num_components, option):
+    (name,) = option
+    with pytest.raises(
+        ValueError, match=f"`{name}` has no effect with `num_components` {num_components}"
+    ):
+        config(num_components=num_components, **option)
+
+
 def test_a_ratio_per_agent_needs_one_group():
     env = make_env("vmas/simple_tag", reward="mean", num_envs=2)
     with pytest.raises(ValueError, match=r"`ratio` 'team' for several groups.*got 'agent'"):

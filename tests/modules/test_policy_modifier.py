@@ -38,8 +38,7 @@ DISCRETE = [name for name, (groups, _) in TEAMS.items() if all(g.discrete for g 
 def build(team, **options):
     groups, features = TEAMS[team]
     options = {"channels": 8, **options}
-    if team in DISCRETE:
-        options = {"num_components": 0, **options}
+    options = {"num_components": 0, **options}
     return scramble(PolicyModifier(groups, 7, features_dim=features, **options))
 
 
@@ -207,7 +206,7 @@ def test_no_gradient_leaves_through_policy_parameters_and_features():
 
 def test_joint_scales_have_their_range():
     groups = [group("a", 2, 2, discrete=False)]
-    modifier = PolicyModifier(groups, 4, head_gain=1e3, scale_bound=0.6, scale_gain=1.0)
+    modifier = PolicyModifier(groups, 4, num_components=0, head_gain=1e3, scale_bound=0.6)
     (scale,) = modify(modifier, torch.randn(100, 4), [(torch.randn(100, 2, 4), None)])
     assert (scale >= 0).all()
     assert (scale <= 0.6).all()
@@ -215,6 +214,12 @@ def test_joint_scales_have_their_range():
         modifier.heads[0].weight.zero_()
     (scale,) = modify(modifier, torch.randn(1, 4), [(torch.randn(1, 2, 4), None)])
     torch.testing.assert_close(scale, torch.full_like(scale, 0.3))
+
+
+def test_a_joint_scale_has_no_components():
+    groups = [group("a", 2, 2, discrete=False)]
+    with pytest.raises(ValueError, match=r"`num_components=0` for \['scale_bound'\].*got 16"):
+        PolicyModifier(groups, 4, scale_bound=0.6)
 
 
 def test_initialization():
@@ -255,7 +260,7 @@ def test_input_errors_name_what_came_and_what_was_expected(state, params, featur
         ("no features", {"scale_bound": 1.0}, "discrete.*'scale_bound'"),
         ("no features", {"num_components": -1}, "`num_components` >= 0, got -1"),
         ("no features", {"channels": 0}, "`channels` >= 1, got 0"),
-        ("continuous", {"scale_gain": 0.0}, "`scale_gain` > 0, got 0.0"),
+        ("continuous", {"num_components": 0, "scale_gain": 0.0}, "`scale_gain` > 0, got 0.0"),
     ],
 )
 def test_options_belong_to_the_kind_of_actions(team, options, message):

@@ -9,10 +9,11 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.distributions import IGCCategorical, IGCNormal, IGCTanhNormal
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.groups import AgentGroup, agent_groups, state_dim
-from torchrl_agentmixer.modules import ContinuousModifierOptions, PolicyModifier
+from torchrl_agentmixer.modules import JointScaleOptions, PolicyModifier
 from torchrl_agentmixer.policies import AgentMixerPolicy, actor_module, mode_agreement
 from torchrl_agentmixer.schedules import Schedule
 
@@ -46,9 +47,9 @@ def test_shapes_and_keys_of_groups_of_both_kinds(batch):
     assert STATE in policy.in_keys
 
 
-def test_groups_of_both_kinds_have_continuous_options_and_no_mixture():
+def test_groups_of_both_kinds_have_a_joint_scale_and_no_mixture():
     policy, td = both_kinds()
-    assert isinstance(policy.modifier.options, ContinuousModifierOptions)
+    assert isinstance(policy.modifier.options, JointScaleOptions)
     assert policy.modifier.num_components == 0
     out = policy.reset_out_keys()(td)
     assert "component_logits" not in out
@@ -323,15 +324,24 @@ def test_set_coefficients():
         policy.set_coefficients(tau=1.0)
 
 
-def test_coefficients_without_discrete_actions():
-    policy, _ = build(("tanks",))
+def test_a_joint_scale_has_no_coefficients():
+    joint_scale = {"modifier_kwargs": {"num_components": 0}}
+    policy, _ = build(("tanks",), **joint_scale)
     assert policy.coefficients is None
     policy.anneal(0.5)
     policy.set_coefficients()
     with pytest.raises(ValueError, match=r"\['strength'\], but the joint policy has none"):
         policy.set_coefficients(strength=0.5)
     with pytest.raises(ValueError, match=r"no schedules.*\['strength'\]"):
-        build(("tanks",), strength=0.5)
+        build(("tanks",), strength=0.5, **joint_scale)
+
+
+def test_continuous_actions_have_the_same_default_in_a_script_and_as_a_method():
+    env = make_env("vmas/predator_prey", num_envs=2)
+    script = AgentMixerPolicy.from_env(env)
+    method = make_algorithm("agent_mixer_continuous", env, 1000).policy
+    assert script.modifier.options == method.modifier.options
+    assert script.coefficients.schedules == method.coefficients.schedules
 
 
 def test_coefficients_travel_with_the_state_dict():

@@ -29,7 +29,6 @@ from torchrl_agentmixer.schedules import Schedule, Scheduled
 
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
 _HALF = Schedule(0.5, 1.0, since=0.5, until=0.5)
-_EARLY = Schedule(1.0, 0.0, until=0.25)
 _OPTIMISTIC = Schedule(1.0, 0.0, since=0.4, until=0.5)
 
 
@@ -45,6 +44,9 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
+
+    Raises:
+        ValueError: for a value of an option that has no effect.
     """
 
     lr_modifier: float = 5e-3
@@ -53,6 +55,11 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
     optimism: Scheduled = _OPTIMISTIC
 
     ratio = "team"  # a field of ContinuousAgentMixerConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.num_components and self.modified_share != 1:
+            _require_defaults(self, "modified_share")
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -80,29 +87,29 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
             is one group, and else the second.
 
     Raises:
-        ValueError: for an unknown ``ratio``.
+        ValueError: for an unknown ``ratio``, or a value of an option that has no effect.
     """
 
     lr: float = 1e-3
     lr_modifier: float = 1e-3
     epochs: int = 4
     entropy_coeff: float = 0.0
-    channels: int = 32
-    head_gain: float = 1.0
-    num_components: int = 16
-    strength: Scheduled = _EARLY
-    modified_share: Scheduled = 0.5
     ratio: Literal["team", "agent"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_plans, of_scales = ("strength", "modified_share"), ("scale_bound", "scale_gain")
+        _require_defaults(self, *(of_scales if self.num_components else of_plans))
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Options of :class:`~torchrl_agentmixer.policies.AgentMixerPolicy`."""
-        schedules = option_values(self, PlanSchedules) if self.num_components else {}
-        return {
-            "modifier_kwargs": option_values(self, ContinuousModifierOptions),
-            "distribution": self.distribution,
-            **schedules,
-        }
+        options = option_values(self, ContinuousModifierOptions)
+        if not self.num_components:
+            return {"modifier_kwargs": options, "distribution": self.distribution}
+        del options["scale_bound"], options["scale_gain"]
+        schedules = option_values(self, PlanSchedules)
+        return {"modifier_kwargs": options, "distribution": self.distribution, **schedules}
 
 
 class AgentMixer(PPOAlgorithm):
@@ -225,6 +232,17 @@ class ContinuousAgentMixer(AgentMixer):
     discrete = False
     continuous = True
     config_class = ContinuousAgentMixerConfig
+
+
+def _require_defaults(config: Any, *names: str) -> None:
+    """Raise a ``ValueError`` for options that have no effect with these components."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise ValueError(
+                f"{type(config).__name__}: `{field.name}` has no effect with `num_components` "
+                f"{config.num_components}: expected its default {field.default}, got {value}."
+            )
 
 
 def option_values(config: Any, options: type) -> dict[str, Any]:

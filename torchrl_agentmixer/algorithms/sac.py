@@ -76,7 +76,7 @@ class AgentMixerSAC(SACAlgorithm):
         policy = AgentMixerPolicy.from_env(
             env,
             actor_kwargs=config.actor_kwargs,
-            modifier_kwargs=option_values(config, JointScaleOptions),
+            modifier_kwargs={"num_components": 0, **option_values(config, JointScaleOptions)},
             distribution="tanh_normal",
         ).to(env.device)
         modifier = list(policy.modifier.parameters())

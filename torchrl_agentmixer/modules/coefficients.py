@@ -14,14 +14,15 @@ from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
 _ANNEALED = Schedule(3.0, 0.0, until=0.5)
-_SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.5)
+_SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.25)
 
 
 @dataclass(kw_only=True)
 class PlanSchedules:
     r"""Coefficients of a mixture of continuous joint plans over training; numbers or schedules.
 
-    The defaults anneal the correlation to zero during the first half of training.
+    The defaults anneal the correlation to zero in the first quarter of training, and half of the
+    steps are taken by the individual policies.
 
     Args:
         strength: :math:`\lambda`, factor of the perturbation; 0 is the individual policy. In Eq. 12
@@ -32,7 +33,7 @@ class PlanSchedules:
     """
 
     strength: Scheduled = _SHIFTS_ANNEALED
-    modified_share: Scheduled = 1.0
+    modified_share: Scheduled = 0.5
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedule of each coefficient by name."""
@@ -53,6 +54,7 @@ class IGCSchedules(PlanSchedules):
     """
 
     strength: Scheduled = _ANNEALED
+    modified_share: Scheduled = 1.0
     temperature: Scheduled = _SHARPENED
     consistency: Scheduled = 0.0
 

@@ -31,6 +31,8 @@ class DiscreteModifierOptions:
 class JointScaleOptions:
     """Options of a Policy Modifier that writes the joint scale of continuous actions.
 
+    They are also those for groups of discrete and groups of continuous actions.
+
     Args:
         channels: token width ``d``.
         head_gain: gain of the heads' orthogonal initialization.
@@ -43,22 +45,29 @@ class JointScaleOptions:
     scale_bound: float = 0.75
     scale_gain: float = 0.3
 
+    num_components = 0  # a field of ContinuousModifierOptions
+
 
 @dataclass(kw_only=True)
 class ContinuousModifierOptions(JointScaleOptions):
-    """Options of the Policy Modifier where a group has continuous actions.
+    """Options of the Policy Modifier where all groups have continuous actions.
 
     Args:
+        channels: token width ``d``.
+        head_gain: gain of the heads' orthogonal initialization, which sets the initial shifts.
         num_components: components of :class:`~torchrl_agentmixer.distributions.IGCNormalMixture`,
-            or 0 for the paper's form, a joint scale.
+            or 0 for the paper's form, a joint scale with the options of
+            :class:`JointScaleOptions`.
     """
 
-    num_components: int = 0
+    channels: int = 32
+    head_gain: float = 1.0
+    num_components: int = 16
 
 
 def modifier_options(
     groups: Sequence[AgentGroup], given: Mapping[str, Any]
-) -> DiscreteModifierOptions | ContinuousModifierOptions:
+) -> DiscreteModifierOptions | JointScaleOptions:
     """Options of the Policy Modifier of these groups.
 
     Raises:
@@ -68,14 +77,27 @@ def modifier_options(
     kind = "discrete" if discrete else "continuous"
     cls = DiscreteModifierOptions if discrete else ContinuousModifierOptions
     check_known(f"option for {kind} actions", given, [field.name for field in fields(cls)])
-    options = cls(**given)
-    check_at_least("PolicyModifier", 0, num_components=options.num_components)
-    if isinstance(options, ContinuousModifierOptions):
-        if options.num_components and any(group.discrete for group in groups):
-            raise ValueError(
-                "PolicyModifier: expected `num_components` 0 for groups of discrete and of "
-                f"continuous actions, got {options.num_components}."
-            )
+    both_kinds = not discrete and any(group.discrete for group in groups)
+    num_components = given.get("num_components", 0 if both_kinds else cls.num_components)
+    check_at_least("PolicyModifier", 0, num_components=num_components)
+    if both_kinds and num_components:
+        raise ValueError(
+            "PolicyModifier: expected `num_components` 0 for groups of discrete and of "
+            f"continuous actions, got {num_components}."
+        )
+    without_effect = sorted(given.keys() & {"scale_bound", "scale_gain"})
+    if num_components and without_effect:
+        raise ValueError(
+            f"PolicyModifier: expected `num_components=0` for {without_effect}, options of a joint "
+            f"scale, got {num_components}."
+        )
+    options: DiscreteModifierOptions | JointScaleOptions
+    if discrete or num_components:
+        options = cls(**given)
+    else:
+        own = {name: value for name, value in given.items() if name != "num_components"}
+        options = JointScaleOptions(**own)
+    if isinstance(options, JointScaleOptions):
         bound, gain = options.scale_bound, options.scale_gain
         positive = {"scale_bound": (bound, bound > 0, "> 0"), "scale_gain": (gain, gain > 0, "> 0")}
         check_values("PolicyModifier", **positive)

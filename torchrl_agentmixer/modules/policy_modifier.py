@@ -17,7 +17,7 @@ from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules.mixer import MixerBlock
 from torchrl_agentmixer.modules.mlp import orthogonal_
 from torchrl_agentmixer.modules.modifier_options import (
-    ContinuousModifierOptions,
+    JointScaleOptions,
     modifier_options,
 )
 
@@ -54,8 +54,8 @@ class PolicyModifier(TensorDictModuleBase):
         features_dim (int or mapping): size of the actors' features, of all groups or by group name;
             0 without features.
         **options: fields of :class:`DiscreteModifierOptions` if all groups have discrete actions,
-            else of :class:`ContinuousModifierOptions`. A mixture needs all groups discrete, or all
-            continuous.
+            else of :class:`ContinuousModifierOptions`, or :class:`JointScaleOptions` without
+            components. A mixture needs all groups discrete, or all continuous.
 
     Raises:
         ValueError: without a group, for an unknown option, a size out of range, and in ``forward``
@@ -67,8 +67,8 @@ class PolicyModifier(TensorDictModuleBase):
         >>> modifier = PolicyModifier([group], state_dim=10)
         >>> agents = {"loc": torch.randn(6, 3, 2), "scale": torch.rand(6, 3, 2)}
         >>> data = TensorDict({"state": torch.randn(6, 10), "agents": agents}, [6])
-        >>> modifier(data)["agents", "joint_scale"].shape
-        torch.Size([6, 3, 2])
+        >>> modifier(data)["agents", "perturbation"].shape  # of 16 components
+        torch.Size([6, 3, 16, 2])
     """
 
     block_class = MixerBlock
@@ -228,7 +228,7 @@ class PolicyModifier(TensorDictModuleBase):
         if self.num_components:
             x = x.unflatten(-1, (self.num_components, -1))
             return x if group.discrete else torch.tanh(x)
-        if isinstance(self.options, ContinuousModifierOptions) and not group.discrete:
+        if isinstance(self.options, JointScaleOptions) and not group.discrete:
             return self.options.scale_bound * torch.sigmoid(self.options.scale_gain * x)
         return x
 
