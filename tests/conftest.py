@@ -14,6 +14,47 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# Tests that take long, beside shorter ones of the same code: `make soak` runs them.
+LONG = (
+    "algorithms/test_conformance.py::test_remembers_a_cue[ail]",
+    "algorithms/test_conformance.py::test_remembers_a_cue[armappo]",
+    "algorithms/test_conformance.py::test_remembers_a_cue[happo]",
+    "algorithms/test_conformance.py::test_remembers_a_cue[ippo]",
+    "algorithms/test_conformance.py::test_remembers_a_cue[ma",  # all but agent_mixer
+    "algorithms/test_conformance.py::test_solves_a_coordination_game[ma",  # maven, mat, magpo, ...
+    "algorithms/test_magpo.py::test_the_guider_stays_where_its_learners_can_follow",
+    "algorithms/test_mat.py::test_learns_continuous_actions[mat_dec]",
+    "algorithms/test_maven.py::TestHierarchicalPolicy::test_the_latent_carries",
+    "algorithms/test_sac.py::TestLearning::test_agents_learn_to_add_up[hasac]",
+    "diagnostics/test_exploitability.py::test_continuous_actions[True]",
+    "envs/test_conformance.py::test_two_hundred_random_steps[vmas/passage]",
+    "envs/test_conformance.py::test_resume_from_a_simulation_state[vmas/passage]",
+    "envs/test_conformance.py::test_same_seed_same_trajectories[vmas/passage]",
+    "envs/test_mamujoco_physics.py::test_images_equal_those_of_gymnasium[ant_4x2",
+    "envs/test_mamujoco_physics.py::test_images_equal_those_of_gymnasium[half_cheetah_6x1",
+    "envs/test_smacv2.py::test_conformance_of[test_two_hundred_random_steps-smacv2/t",
+    "envs/test_smacv2.py::test_conformance_of[test_two_hundred_random_steps-smacv2/z",
+    "envs/test_smax.py::test_compilation_cache_on_disk",
+    "export/test_episodes.py::test_full_episodes[vmas/simple_tag]",
+    "policies/test_with_torchrl.py::test_compiled_policy[two_discrete]",
+    "test_benchmarks.py::test_beside_benchmarl",
+    "test_benchmarks.py::test_mamujoco",
+    "test_benchmarl.py::test_benchmark_with_mappo",
+    "test_distributed.py::test_torchrun[1]",
+    "test_docs.py::test_code_runs[docs/equilibrium_gaps.md]",
+    "test_examples.py::test_pictures",
+    "test_sweep.py::test_a_run_that_fails_leaves_the_others_and_no_folder_is_shared",
+    "test_sweep.py::test_jobs_as_slurm_has_them",
+    "training/test_checkpointing.py::test_sigterm_and_sigint_save_a_checkpoint[2-130]",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(LONG):
+            item.add_marker(pytest.mark.soak)
+
 
 @pytest.fixture
 def run_script(monkeypatch):

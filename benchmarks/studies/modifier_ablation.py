@@ -1,4 +1,4 @@
-"""Candidates of the ablations: the Policy Modifier with one part removed or replaced.
+"""Candidates of ``modifier_ablation.yaml``: the Policy Modifier with one part removed or replaced.
 
 A variant is a subclass of the part and a method that builds it: ``AgentMixer.policy_class``,
 ``AgentMixerPolicy.modifier_class`` and ``PolicyModifier.block_class`` name the parts.
@@ -23,8 +23,10 @@ class AttentionBlock(MixerBlock):
     The number of heads is the largest divisor of ``channels`` up to 4.
     """
 
-    def __init__(self, n_agents: int, channels: int) -> None:
-        super().__init__(n_agents, channels)
+    def __init__(
+        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
+    ) -> None:
+        super().__init__(n_agents, channels, mlp_ratio)
         heads = max(h for h in range(1, 5) if channels % h == 0)
         self.agent_mixing = nn.MultiheadAttention(channels, heads, batch_first=True)
 
@@ -36,8 +38,10 @@ class AttentionBlock(MixerBlock):
 class NoAgentMixingBlock(MixerBlock):
     """Mixer block without agent-mixing."""
 
-    def __init__(self, n_agents: int, channels: int) -> None:
-        super().__init__(n_agents, channels)
+    def __init__(
+        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
+    ) -> None:
+        super().__init__(n_agents, channels, mlp_ratio)
         self.agent_norm = self.agent_mixing = nn.Identity()  # no unused parameters
 
     def mix_agents(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -47,21 +51,14 @@ class NoAgentMixingBlock(MixerBlock):
 class NoChannelMixingBlock(MixerBlock):
     """Mixer block without channel-mixing."""
 
-    def __init__(self, n_agents: int, channels: int) -> None:
-        super().__init__(n_agents, channels)
+    def __init__(
+        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
+    ) -> None:
+        super().__init__(n_agents, channels, mlp_ratio)
         self.channel_norm = self.channel_mixing = nn.Identity()  # no unused parameters
 
     def mix_channels(self, tokens: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(tokens)
-
-
-class NarrowBlock(MixerBlock):
-    """Mixer block whose hidden layers have half of the default width."""
-
-    def __init__(self, n_agents: int, channels: int) -> None:
-        super().__init__(
-            n_agents, channels, agent_hidden=max(1, channels // 4), channel_hidden=2 * channels
-        )
 
 
 class AttentionModifier(PolicyModifier):
@@ -82,12 +79,6 @@ class NoChannelMixingModifier(PolicyModifier):
     block_class = NoChannelMixingBlock
 
 
-class NarrowModifier(PolicyModifier):
-    """Policy Modifier with narrow hidden layers."""
-
-    block_class = NarrowBlock
-
-
 class NoStateModifier(PolicyModifier):
     """Policy Modifier that reads zeros instead of the state."""
 
@@ -102,7 +93,6 @@ class NoStateModifier(PolicyModifier):
 
 CANDIDATES = {
     "agent_mixer_attention": AttentionModifier,
-    "agent_mixer_narrow": NarrowModifier,
     "agent_mixer_no_agent_mixing": NoAgentMixingModifier,
     "agent_mixer_no_channel_mixing": NoChannelMixingModifier,
     "agent_mixer_no_state": NoStateModifier,
