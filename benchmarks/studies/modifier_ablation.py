@@ -23,10 +23,8 @@ class AttentionBlock(MixerBlock):
     The number of heads is the largest divisor of ``channels`` up to 4.
     """
 
-    def __init__(
-        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
-    ) -> None:
-        super().__init__(n_agents, channels, mlp_ratio)
+    def __init__(self, n_agents: int, channels: int) -> None:
+        super().__init__(n_agents, channels)
         heads = max(h for h in range(1, 5) if channels % h == 0)
         self.agent_mixing = nn.MultiheadAttention(channels, heads, batch_first=True)
 
@@ -38,10 +36,8 @@ class AttentionBlock(MixerBlock):
 class NoAgentMixingBlock(MixerBlock):
     """Mixer block without agent-mixing."""
 
-    def __init__(
-        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
-    ) -> None:
-        super().__init__(n_agents, channels, mlp_ratio)
+    def __init__(self, n_agents: int, channels: int) -> None:
+        super().__init__(n_agents, channels)
         self.agent_norm = self.agent_mixing = nn.Identity()  # no unused parameters
 
     def mix_agents(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -51,10 +47,8 @@ class NoAgentMixingBlock(MixerBlock):
 class NoChannelMixingBlock(MixerBlock):
     """Mixer block without channel-mixing."""
 
-    def __init__(
-        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
-    ) -> None:
-        super().__init__(n_agents, channels, mlp_ratio)
+    def __init__(self, n_agents: int, channels: int) -> None:
+        super().__init__(n_agents, channels)
         self.channel_norm = self.channel_mixing = nn.Identity()  # no unused parameters
 
     def mix_channels(self, tokens: torch.Tensor) -> torch.Tensor:

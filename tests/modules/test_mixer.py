@@ -28,9 +28,9 @@ def test_mixer_block_hidden_widths():
     block = MixerBlock(3, 64)
     assert block.agent_mixing[0].weight.shape == (32, 3)
     assert block.channel_mixing[0].weight.shape == (256, 64)
-    block = MixerBlock(3, 64, (0.25, 2.0))
-    assert block.agent_mixing[3].weight.shape == (3, 16)
-    assert block.channel_mixing[3].weight.shape == (64, 128)
+    block = MixerBlock(3, 64, agent_hidden=5, channel_hidden=7)
+    assert block.agent_mixing[3].weight.shape == (3, 5)
+    assert block.channel_mixing[3].weight.shape == (64, 7)
     assert MixerBlock(2, 1)(torch.zeros(2, 1)).shape == (2, 1)
 
 

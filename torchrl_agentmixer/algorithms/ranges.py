@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_POSITIVE = ("lr", "temperature", "alpha_init", "mlp_ratio", "scale_bound")
+_POSITIVE = ("lr", "temperature", "alpha_init", "scale_bound")
 _NOT_NEGATIVE = (
     "adam_eps",
     "clip_epsilon",

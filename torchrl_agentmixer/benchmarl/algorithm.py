@@ -167,7 +167,6 @@ OPTIONS = (
     "lr_modifier",
     "optimism",
     "channels",
-    "mlp_ratio",
     "head_gain",
     "num_components",
     "temperature",
@@ -190,7 +189,7 @@ class AgentMixerConfig(MappoConfig):
     Args:
         lr_modifier: learning rate of the Policy Modifier.
         optimism: share by which negative normalized advantages are reduced.
-        channels, mlp_ratio, head_gain, num_components: of the Policy Modifier.
+        channels, head_gain, num_components: of the Policy Modifier.
         strength, modified_share: of the joint policy.
         temperature, consistency: discrete actions.
         scale_bound, scale_gain: continuous actions.
@@ -207,7 +206,6 @@ class AgentMixerConfig(MappoConfig):
     lr_modifier: float | None = None
     optimism: Any = None
     channels: int | None = None
-    mlp_ratio: Any = None
     head_gain: float | None = None
     num_components: int | None = None
     temperature: Any = None

@@ -27,8 +27,8 @@ class MixerBlock(nn.Module):
     Args:
         n_agents (int): length of the agent axis, fixed by the weights of agent-mixing.
         channels (int): width ``d`` of each agent's token.
-        mlp_ratio (pair of float): hidden widths of agent-mixing and of channel-mixing, divided by
-            ``d``; at least one unit. The default is the authors'.
+        agent_hidden (int, optional): hidden width of agent-mixing. Default ``d // 2``.
+        channel_hidden (int, optional): hidden width of channel-mixing. Default ``4 * d``.
 
     Examples:
         >>> import torch
@@ -37,14 +37,18 @@ class MixerBlock(nn.Module):
     """
 
     def __init__(
-        self, n_agents: int, channels: int, mlp_ratio: tuple[float, float] = (0.5, 4.0)
+        self,
+        n_agents: int,
+        channels: int,
+        *,
+        agent_hidden: int | None = None,
+        channel_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        agent_hidden, channel_hidden = (max(1, int(ratio * channels)) for ratio in mlp_ratio)
         self.agent_norm = nn.LayerNorm(channels)
-        self.agent_mixing = mixing_mlp(n_agents, agent_hidden)
+        self.agent_mixing = mixing_mlp(n_agents, agent_hidden or max(1, channels // 2))
         self.channel_norm = nn.LayerNorm(channels)
-        self.channel_mixing = mixing_mlp(channels, channel_hidden)
+        self.channel_mixing = mixing_mlp(channels, channel_hidden or 4 * channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Mix ``tokens`` ``[*B, n_agents, d]`` into the same shape."""

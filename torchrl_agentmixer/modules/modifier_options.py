@@ -16,8 +16,6 @@ class DiscreteModifierOptions:
 
     Args:
         channels: token width ``d``.
-        mlp_ratio: hidden widths of agent- and channel-mixing, divided by ``d``, see
-            :class:`~torchrl_agentmixer.modules.MixerBlock`; the authors use 0.5 and 4.
         head_gain: gain of the heads' orthogonal initialization, which sets the initial deviation of
             the joint policy; the authors use 0.01.
         num_components: components of :class:`~torchrl_agentmixer.distributions.IGCMixture`, or 0
@@ -25,7 +23,6 @@ class DiscreteModifierOptions:
     """
 
     channels: int = 32
-    mlp_ratio: tuple[float, float] = (0.25, 2.0)
     head_gain: float = 2.0
     num_components: int = 16
 
@@ -38,14 +35,12 @@ class JointScaleOptions:
 
     Args:
         channels: token width ``d``.
-        mlp_ratio: as in :class:`DiscreteModifierOptions`.
         head_gain: gain of the heads' orthogonal initialization.
         scale_bound: ``c``, the largest joint scale, in the unit of the action.
         scale_gain: ``g``, the slope inside the sigmoid.
     """
 
     channels: int = 64
-    mlp_ratio: tuple[float, float] = (0.5, 4.0)
     head_gain: float = 0.01
     scale_bound: float = 0.75
     scale_gain: float = 0.3
@@ -59,7 +54,6 @@ class ContinuousModifierOptions(JointScaleOptions):
 
     Args:
         channels: token width ``d``.
-        mlp_ratio: as in :class:`DiscreteModifierOptions`.
         head_gain: gain of the heads' orthogonal initialization, which sets the initial shifts.
         num_components: components of :class:`~torchrl_agentmixer.distributions.IGCNormalMixture`,
             or 0 for the paper's form, a joint scale with the options of
@@ -67,7 +61,6 @@ class ContinuousModifierOptions(JointScaleOptions):
     """
 
     channels: int = 32
-    mlp_ratio: tuple[float, float] = (0.25, 2.0)
     head_gain: float = 1.0
     num_components: int = 16
 

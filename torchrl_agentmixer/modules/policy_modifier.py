@@ -117,7 +117,7 @@ class PolicyModifier(TensorDictModuleBase):
             _encoder(2 * channels + features + n_agents, channels)
             for features in self.features_dims
         )
-        self.block = self.block_class(n_agents, channels, self.options.mlp_ratio)
+        self.block = self.block_class(n_agents, channels)
         self.norm = nn.LayerNorm(channels)
         rows = max(1, self.num_components)
         self.heads = nn.ModuleList(nn.Linear(channels, rows * g.action_dim) for g in groups)
