@@ -22,7 +22,7 @@ types: $(STAMP)
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W error::SyntaxWarning -m pytest -n 2 --dist worksteal
 
-# Runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
+# Long tests (tests/conftest.py), runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -s
 

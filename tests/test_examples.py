@@ -152,15 +152,12 @@ def test_own_joint_policy(run_script):
     assert re.findall(r"^\w+(?=: return of the modes)", output, re.M) == names
 
 
-def test_ppo_trainer_trains_what_is_deployed(tmp_path, run_script):
-    output = run_script(
-        "examples/ppo_trainer.py",
-        "frames=120",
-        "collector.frames_per_batch=60",
-        "replay_buffer.batch_size=30",
-        "env.num_envs=10",
-        f"hydra.run.dir={tmp_path}",
-    )
+def test_ppo_trainer_trains_what_is_deployed(tmp_path):
+    """In a process of its own: TorchRL's configs register a group `logger` with Hydra for good."""
+    command = [sys.executable, "examples/ppo_trainer.py", "frames=120", "env.num_envs=10"]
+    command += ["collector.frames_per_batch=60", "replay_buffer.batch_size=30"]
+    command += [f"hydra.run.dir={tmp_path}"]
+    output = subprocess.check_output(command, cwd=ROOT, text=True, stderr=subprocess.STDOUT)
     before, after = re.search(r"modes: (\S+) before, (\S+) after", output).groups()
     assert float(before) != float(after)
 

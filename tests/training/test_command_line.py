@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -82,10 +81,6 @@ MISTAKES = {
 def train(capsys, run_script, monkeypatch):
     """``python examples/train.py``, in this process; returns exit code, output and errors."""
     monkeypatch.chdir(ROOT)
-    # As in a new process: TorchRL's own configurations, once imported, register a group `logger`.
-    store = ConfigStore.instance()
-    fresh = {name: store.repo[name] for name in ("hydra", "_dummy_empty_config_.yaml")}
-    monkeypatch.setattr(store, "repo", fresh)
 
     def train(*overrides):
         monkeypatch.setattr(sys, "argv", ["examples/train.py", *overrides])

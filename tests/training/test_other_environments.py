@@ -114,7 +114,7 @@ def envs():
 
 # In `make test`: these methods everywhere, and every method on these environments. `make soak` has
 # all cells.
-EVERYWHERE = ("MAPPO", "AgentMixer", "AgentMixer, continuous")
+EVERYWHERE = ("AgentMixer", "AgentMixer, continuous")
 ALL_METHODS = ("VmasEnv", "VmasEnv, discrete", "batch [2, 2]")
 CELLS = [
     pytest.param(
