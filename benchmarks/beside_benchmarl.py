@@ -1,7 +1,7 @@
-"""MAPPO in this package's loop and in BenchMARL's, with one configuration: throughput and returns.
+"""MAPPO and AgentMixer here, and BenchMARL's MAPPO, with one configuration: throughput and returns.
 
-Both have the same numbers of environments, frames, epochs and minibatches and the same layers, and
-both are evaluated on the same episodes, which are not timed. Seeds alternate between the sides.
+All have the same numbers of environments, frames, epochs and minibatches and the same layers, and
+are evaluated on the same episodes, which are not timed. The sides alternate within each seed.
 Times are CPU seconds, which other programs hardly change.
 
 .. code-block:: console
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -30,15 +31,15 @@ from benchmarl.environments import VmasTask
 from benchmarl.experiment import Callback, Experiment, ExperimentConfig
 from benchmarl.models import MlpConfig
 
-from torchrl_agentmixer.algorithms import MAPPO, PPOConfig
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.reporting.plots import mean_curve, plot_panels
 from torchrl_agentmixer.reporting.tables import markdown
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
 
-SIDES = ("torchrl_agentmixer", "BenchMARL")
 LR, GAMMA, LAMBDA, CLIP, ENTROPY, EPOCHS, MINIBATCHES, WIDTH = 5e-4, 0.99, 0.9, 0.2, 0.0, 10, 10, 64
 ADAM_EPS, GRAD_NORM, STEPS = 1e-5, 10.0, 100
+PEER = "BenchMARL's MAPPO"
 
 
 @dataclass
@@ -78,35 +79,32 @@ class Watch(Callback):
         self.course.reached(self.experiment.total_frames)
 
 
-def environment(task, num_envs: int, seed: int):
-    config = dict(task.config)
-    return make_env(
-        f"vmas/{task.name.lower()}",
-        num_envs=num_envs,
-        seed=seed,
-        continuous_actions=False,
-        **config,
-    )
+def environment(task, num_envs: int, seed: int, sizes: argparse.Namespace):
+    continuous = sizes.actions == "continuous"
+    options = {"seed": seed, "continuous_actions": continuous, **task.config}
+    return make_env(f"vmas/{task.name.lower()}", num_envs=num_envs, **options)
 
 
-def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
+def ours(method: str, task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
     torch.manual_seed(seed)
-    env = environment(task, sizes.batch // STEPS, seed)
-    config = PPOConfig(
-        lr=LR,
-        gamma=GAMMA,
-        gae_lambda=LAMBDA,
-        clip_epsilon=CLIP,
-        entropy_coeff=ENTROPY,
-        epochs=EPOCHS,
-        num_minibatches=MINIBATCHES,
-        adam_eps=ADAM_EPS,
-        max_grad_norm=GRAD_NORM,
-        actor_hidden=(WIDTH, WIDTH),
-        critic_hidden=(WIDTH, WIDTH),
-    )
-    algorithm = MAPPO(env, sizes.frames, config)
-    test = environment(task, sizes.episodes, seed)
+    env = environment(task, sizes.batch // STEPS, seed, sizes)
+    options = {
+        "lr": LR,
+        "gamma": GAMMA,
+        "gae_lambda": LAMBDA,
+        "entropy_coeff": ENTROPY,
+        "epochs": EPOCHS,
+        "num_minibatches": MINIBATCHES,
+        "adam_eps": ADAM_EPS,
+        "max_grad_norm": GRAD_NORM,
+        "actor_hidden": (WIDTH, WIDTH),
+        "critic_hidden": (WIDTH, WIDTH),
+        "distribution": "tanh_normal",  # of continuous actions, as BenchMARL's
+    }
+    if method != "agent_mixer":  # its clipping is part of the method
+        options["clip_epsilon"] = CLIP
+    algorithm = make_algorithm(method, env, sizes.frames, options)
+    test = environment(task, sizes.episodes, seed, sizes)
     course = Course(
         lambda: evaluation(algorithm.execution_policy, test),
         sizes.interval,
@@ -121,7 +119,7 @@ def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
     train(
         algorithm,
         env,
-        environment(task, 1, seed),
+        environment(task, 1, seed, sizes),
         loop,
         RunDirectory(folder),
         on_start=lambda _: course.start(),
@@ -132,7 +130,7 @@ def ours(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
 
 def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Course:
     config = ExperimentConfig.get_from_yaml()
-    config.prefer_continuous_actions = False
+    config.prefer_continuous_actions = sizes.actions == "continuous"
     config.share_policy_params = False
     config.max_n_frames = sizes.frames
     config.lr, config.gamma, config.adam_eps = LR, GAMMA, ADAM_EPS
@@ -156,7 +154,7 @@ def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Cour
         config=config,
         callbacks=[watch],
     )
-    test = environment(task, sizes.episodes, seed)
+    test = environment(task, sizes.episodes, seed, sizes)
     watch.course = Course(lambda: evaluation(experiment.policy, test), sizes.interval)
     watch.course.start()
     experiment.run()
@@ -186,6 +184,7 @@ def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="balance")
+    parser.add_argument("--actions", choices=("discrete", "continuous"), default="discrete")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--frames", type=int, default=144_000)
     parser.add_argument("--batch", type=int, default=6_000)
@@ -194,29 +193,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     task = VmasTask[arguments.task.upper()].get_from_yaml()
+    mixer = "agent_mixer" if arguments.actions == "discrete" else "agent_mixer_continuous"
+    sides = {"MAPPO": partial(ours, "mappo"), "AgentMixer": partial(ours, mixer)}
+    sides |= {PEER: benchmarls}
     courses: dict[tuple[str, int], Course] = {}
     for seed in arguments.seeds:
-        for side, run in zip(SIDES, (ours, benchmarls), strict=True):
+        for side, run in sides.items():
             with tempfile.TemporaryDirectory() as folder:
                 course = courses[side, seed] = run(task, seed, arguments, Path(folder))
             curve = " ".join(f"{value:.1f}" for value in course.curve.values())
             print(f"{side} seed {seed}: {arguments.frames / course.seconds:.0f} /s: {curve}")
     rows = []
-    for side in SIDES:
+    for side in sides:
         of_side = [courses[side, seed] for seed in arguments.seeds]
         last = [course.curve[max(course.curve)] for course in of_side]
         speed = median(arguments.frames / course.seconds for course in of_side)
         each = ", ".join(f"{value:.1f}" for value in last)
         rows.append([side, each, f"{mean(last):.1f}", f"{speed:,.0f}"])
     print(f"\n{markdown(['', 'final return of each seed', 'mean', 'frames per CPU second'], rows)}")
-    ratios = [
-        courses[SIDES[1], seed].seconds / courses[SIDES[0], seed].seconds
-        for seed in arguments.seeds
-    ]
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"\nthroughput of {SIDES[0]} / {SIDES[1]}: {each}; median {median(ratios):.2f}")
+    print()
+    for side in list(sides)[:-1]:
+        ratios = [courses[PEER, s].seconds / courses[side, s].seconds for s in arguments.seeds]
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"throughput of {side} / {PEER}: {each}; median {median(ratios):.2f}")
     if arguments.out is not None:
-        save(courses, f"MAPPO on vmas/{arguments.task}", arguments.out)
+        save(courses, f"vmas/{arguments.task}, {arguments.actions} actions", arguments.out)
 
 
 if __name__ == "__main__":
