@@ -46,7 +46,7 @@ LONG = (
     "test_benchmarks.py::test_beside_benchmarl",
     "test_benchmarks.py::test_mamujoco",
     "test_benchmarl.py::test_benchmark_with_mappo",
-    "test_distributed.py::test_torchrun[1]",
+    "test_distributed.py::test_torchrun[2]",
     "test_docs.py::test_code_runs[docs/equilibrium_gaps.md]",
     "test_examples.py::test_pictures",
     "test_sweep.py::test_a_run_that_fails_leaves_the_others_and_no_folder_is_shared",
