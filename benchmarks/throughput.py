@@ -1,6 +1,7 @@
 """Throughput of environment, collection and update: AgentMixer and MAPPO.
 
-    python benchmarks/throughput.py                                # the table in docs/results
+    python benchmarks/throughput.py                                # at the start of training
+    python benchmarks/throughput.py --progress 0.6                 # where the Modifier does not run
     python benchmarks/throughput.py --num-envs 512 --profile       # with a profile of the update
     python benchmarks/throughput.py --device cuda --num-envs 512 4096
 
@@ -28,6 +29,7 @@ from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.groups import agent_groups
 from torchrl_agentmixer.training import keep_freed_memory
 
+TOTAL_FRAMES = 10**9  # so many that a measurement is no progress
 METHODS = ("mappo", "agent_mixer")  # agent_mixer_continuous where actions are continuous
 
 
@@ -109,8 +111,10 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
     for method in METHODS:
         mixer = method == "agent_mixer"
         name = "agent_mixer_continuous" if mixer and continuous else method
-        channels = {"channels": arguments.channels} if mixer else {}
-        algorithm = make_algorithm(name, new_env(), 10**9, {"epochs": 1, **channels})
+        channels = {"channels": arguments.channels} if mixer and arguments.channels else {}
+        algorithm = make_algorithm(name, new_env(), TOTAL_FRAMES, {"epochs": 1, **channels})
+        algorithm.frames = int(arguments.progress * TOTAL_FRAMES)
+        algorithm.on_progress(algorithm.progress)
         works["collection", method] = collection_work(
             new_env(), algorithm.policy, arguments.steps, arguments.compile
         )
@@ -126,6 +130,7 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
             "num_envs": num_envs,
             "n_agents": n_agents,
             "method": method,
+            "progress": arguments.progress,
             "environment_fps": round(best["environment", ""]),
             "collection_fps": round(best["collection", method]),
             "collection_ratio": round(best["collection", method] / best["environment", ""], 3),
@@ -150,7 +155,8 @@ def main() -> None:
     parser.add_argument("--env", default="vmas/predator_prey")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[32, 512, 2048])
     parser.add_argument("--n-agents", type=int, nargs="+", default=[3])
-    parser.add_argument("--channels", type=int, default=64, help="width of the Policy Modifier")
+    parser.add_argument("--channels", type=int, help="width of the Policy Modifier")
+    parser.add_argument("--progress", type=float, default=0.0, help="fraction of training")
     parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")

@@ -28,6 +28,10 @@ from torchrl_agentmixer.policies import Sampled
 from torchrl_agentmixer.schedules import as_schedule
 
 
+# Entries of a batch that gradient steps do not read; the advantage reads some.
+_OF_COLLECTION = ("next", "collector", "done", "episode_reward", "terminated", "truncated")
+
+
 class PPOAlgorithm(Algorithm):
     """Base class of algorithms with PPO's update; subclasses build the parts.
 
@@ -88,7 +92,7 @@ class PPOAlgorithm(Algorithm):
         batch = batch.detach()
         with torch.no_grad():
             self.advantage(batch)
-        batch = batch.exclude("next")  # only the advantage reads it
+        batch = batch.exclude(*_OF_COLLECTION)
         data = self._sequences(batch) if self.config.memory_dim else batch.reshape(-1)
         with set_recurrent_mode(True):
             metrics = self.learn(data).update(self.diagnose(data))
@@ -157,9 +161,8 @@ class PPOAlgorithm(Algorithm):
         if self.config.num_minibatches == 1:
             yield data
             return
-        order = torch.randperm(data.shape[0], device=data.device)
-        for index in order.chunk(self.config.num_minibatches):
-            yield data[index]
+        shuffled = data[torch.randperm(data.shape[0], device=data.device)]
+        yield from shuffled.chunk(self.config.num_minibatches)
 
 
 def ppo_metrics(losses: TensorDictBase, grad_norm: torch.Tensor) -> TensorDict:
