@@ -27,7 +27,6 @@ from torchrl_agentmixer.objectives import HuberPPOLoss
 from torchrl_agentmixer.policies import Sampled
 from torchrl_agentmixer.schedules import as_schedule
 
-
 # Entries of a batch that gradient steps do not read; the advantage reads some.
 _OF_COLLECTION = ("next", "collector", "done", "episode_reward", "terminated", "truncated")
 
