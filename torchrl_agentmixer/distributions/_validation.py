@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 
 
+def is_readable(value: torch.Tensor) -> bool:
+    """Whether values can be read: on the CPU without synchronization, and not while compiling."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def should_validate(validate_args: bool | None, value: torch.Tensor) -> bool:
     """Whether to check tensor values: never while compiling; by default only on the CPU.
 
     On an accelerator the check would synchronize host and device at every step.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return value.device.type == "cpu" if validate_args is None else validate_args
+    if validate_args is None:
+        return is_readable(value)
+    return validate_args and not torch.compiler.is_compiling()
 
 
 def check_rank(owner: str, name: str, value: torch.Tensor, joint: bool) -> None:

@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical, Independent
 
-from torchrl_agentmixer.distributions._validation import check_finite, check_rank, should_validate
+from torchrl_agentmixer.distributions._validation import (
+    check_finite,
+    check_rank,
+    is_readable,
+    should_validate,
+)
 
 Coefficient = float | torch.Tensor
 
@@ -194,8 +199,7 @@ def _keep_mode(z: torch.Tensor, individual: torch.Tensor, consistency: Coefficie
     survives rounding for any noise.
     """
     if isinstance(consistency, torch.Tensor):
-        readable = consistency.device.type == "cpu" and not torch.compiler.is_compiling()
-        unconstrained = readable and not consistency.any()
+        unconstrained = is_readable(consistency) and not consistency.any()
     else:
         unconstrained = consistency == 0
     if unconstrained:
