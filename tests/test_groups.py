@@ -52,10 +52,10 @@ def test_one_bit_per_agent():
 
 
 def test_multidiscrete_actions_of_vmas():
-    pytest.importorskip("vmas")
+    vmas = pytest.importorskip("torchrl.envs.libs.vmas")
     options = {"continuous_actions": False, "multidiscrete_actions": True}
-    with pytest.raises(ValueError, match=r"MultiCategorical.*combinations"):
-        AgentMixerPolicy.from_env(make_env("vmas/navigation", num_envs=2, **options))
+    with pytest.raises(ValueError, match=r"MultiCategorical.*team_env\(env\)` makes one action"):
+        AgentMixerPolicy.from_env(vmas.VmasEnv("navigation", num_envs=2, **options))
 
 
 def stacked(leaf, specs):

@@ -24,10 +24,7 @@ _ONE_GROUP = (
     "Build the environment with one group per agent: a `group_map` such as "
     "`MarlGroupMapType.ONE_GROUP_PER_AGENT`."
 )
-_ONE_CHOICE = (
-    "Several discrete actions per agent are not supported: build the environment with one "
-    "categorical action, whose values are the combinations."
-)
+_ONE_CHOICE = f"`{_TEAM_ENV}` makes one action of several discrete ones per agent."
 
 
 @dataclass(frozen=True)

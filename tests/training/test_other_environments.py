@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 
 import pytest
-from torchrl.data import Bounded, Categorical, Unbounded
+from torchrl.data import Bounded, Categorical, MultiCategorical, Unbounded
 from torchrl.envs import ParallelEnv, PettingZooWrapper, SerialEnv, VmasEnv
 
 from tests.envs.any_env import AnyEnv
@@ -42,8 +42,8 @@ def speaker_listener():
     return petting_zoo("simple_speaker_listener_v4", continuous_actions=True)
 
 
-def any_env(batch, discrete=True):
-    action = Categorical(3, shape=(2,)) if discrete else Bounded(-1.0, 1.0, (2, 3))
+def any_env(batch, action=None):
+    action = Categorical(3, shape=(2,)) if action is None else action
     return AnyEnv(action, Unbounded((2, 4)), batch=batch, dones="both", masked=True)
 
 
@@ -62,7 +62,8 @@ ENVS = {
     "batch []": (partial(any_env, ()), {"reward": "sum"}),
     "batch [3]": (partial(any_env, (3,)), {}),
     "batch [2, 2]": (partial(any_env, (2, 2)), {}),
-    "batch [2, 2], continuous": (partial(any_env, (2, 2), discrete=False), {}),
+    "batch [2, 2], continuous": (partial(any_env, (2, 2), Bounded(-1.0, 1.0, (2, 3))), {}),
+    "several choices": (partial(any_env, (2,), MultiCategorical([3, 2], shape=(2, 2))), {}),
 }
 METHODS = {
     "MAPPO": ("mappo", {}),

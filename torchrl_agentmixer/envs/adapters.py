@@ -13,7 +13,8 @@ from torchrl.envs import ActionMask, Compose, EnvBase, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_agentmixer.envs.base import done_spec, flag_spec
-from torchrl_agentmixer.envs.team_reward import RewardFunction, TeamReward, team_reward
+from torchrl_agentmixer.envs.combined_actions import combine_actions
+from torchrl_agentmixer.envs.team_reward import TeamReward, reward_function
 from torchrl_agentmixer.groups import agent_groups, check_equal_sizes, check_team, group_sizes
 
 _FLAGS = ("done", "terminated", "truncated")
@@ -38,7 +39,8 @@ def team_env(
       has them. Of agents' flags: an episode ends when all agents are done, and is truncated if any
       of them is;
     - ``(group, "observation")`` ``[N, n_agents, o]``; observations and state are float32;
-    - ``(group, "action")``; continuous actions are clamped to their bounds before a step;
+    - ``(group, "action")``; continuous actions are clamped to their bounds before a step; several
+      discrete actions of an agent are one of all combinations (up to 1024);
     - ``(group, "action_mask")`` that leaves agents with discrete actions one action, the first,
       while ``(group, "mask")`` ``[N, n_agents]`` is false: agents that have left (PettingZoo's
       ``use_mask=True``) are not part of log-probabilities, entropy and losses.
@@ -70,6 +72,7 @@ def team_env(
         >>> rollout["state"].shape, rollout["next", "reward"].shape
         (torch.Size([4, 3, 48]), torch.Size([4, 3, 1]))
     """
+    env = combine_actions(env)
     transform = TeamTransform(env, reward, state, unravel_key(observation_key))
     masks = [
         ActionMask((name, "action"), (name, "action_mask")) for name in transform.masked_groups
@@ -91,6 +94,10 @@ def _group_map(env: EnvBase, sizes: Mapping[str, int]) -> dict[str, list[str]]:
 
 class _TeamEnv(TransformedEnv):
     """TransformedEnv whose policy may write entries of the next step, such as a memory."""
+
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        # TransformedEnv leaves it to a base environment that may have another batch size.
+        return EnvBase.rand_action(self, tensordict)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         written = tensordict.get("next", None)
@@ -129,7 +136,7 @@ class TeamTransform(Transform):
         _check_keys(env, list(self.observation_keys.values()), keys, "observation_key")
         self.state_key = "state" if state is None and "state" in keys else state
         _check_keys(env, [] if self.state_key is None else [self.state_key], keys, "state")
-        self.reward = _reward_function(env, self.sizes, reward)
+        self.reward = reward_function(env, self.sizes, reward)
         self.leaving = [name for name in self.sizes if (name, "mask") in keys]
         actions = env.full_action_spec_unbatched
         discrete = [name for name in self.sizes if type(actions[name, "action"]) is Categorical]
@@ -281,19 +288,3 @@ def _check_keys(env: EnvBase, keys: list[Any], known: list[Any], option: str) ->
             f"team_env: {type(env).__name__} has no entry {missing[0]!r}: expected it among "
             f"{known}: pass another `{option}`."
         )
-
-
-def _reward_function(
-    env: EnvBase, groups: Mapping[str, int], reward: TeamReward | None
-) -> RewardFunction | None:
-    """The function from agents' rewards to the team's; ``None`` to keep the root's reward."""
-    keys = list(env.full_reward_spec_unbatched.keys(True, True))
-    if reward is None and "reward" in keys:
-        return None
-    own = [name for name in groups if (name, "reward") in keys]
-    if not own:
-        raise ValueError(
-            f"team_env: expected 'reward' or (group, 'reward') of groups {list(groups)}, got the "
-            f"reward keys {keys} of {type(env).__name__}."
-        )
-    return team_reward(type(env).__name__, own, reward)

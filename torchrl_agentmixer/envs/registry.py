@@ -13,6 +13,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import check_known, unknown_name
 from torchrl_agentmixer.envs.bridge_crossing import BridgeCrossingEnv
+from torchrl_agentmixer.envs.combined_actions import combine_actions
 from torchrl_agentmixer.envs.continuous_games import (
     ContinuousGameEnv,
     SmoothMatrixGame,
@@ -98,7 +99,7 @@ def _vmas_scenario(name: str, **kwargs: Any) -> EnvBase:
         # VMAS warns about options that a scenario does not know; here they are errors.
         warnings.filterwarnings("error", message="Scenario kwargs", category=UserWarning)
         try:
-            return load("VmasTeamEnv")(name.removeprefix("vmas/"), **kwargs)
+            return combine_actions(load("VmasTeamEnv")(name.removeprefix("vmas/"), **kwargs))
         except UserWarning as warning:
             raise ValueError(f"unknown option of {name}: {warning}") from None
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import check_known
 
@@ -47,6 +48,22 @@ def team_reward(owner: str, groups: Sequence[str], reward: TeamReward | None) ->
         check_known("`reward`", [reward], _FUNCTIONS)
         reward = partial(_over_agents, _FUNCTIONS[reward])
     return partial(_checked, owner, reward)
+
+
+def reward_function(
+    env: EnvBase, groups: Mapping[str, int], reward: TeamReward | None
+) -> RewardFunction | None:
+    """The function from agents' rewards to the team's; ``None`` to keep the root's reward."""
+    keys = list(env.full_reward_spec_unbatched.keys(True, True))
+    if reward is None and "reward" in keys:
+        return None
+    own = [name for name in groups if (name, "reward") in keys]
+    if not own:
+        raise ValueError(
+            f"team_env: expected 'reward' or (group, 'reward') of groups {list(groups)}, got the "
+            f"reward keys {keys} of {type(env).__name__}."
+        )
+    return team_reward(type(env).__name__, own, reward)
 
 
 def _over_agents(
