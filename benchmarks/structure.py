@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 # From the bottom. A module may import from its own layer and from those before it.
 LAYERS = [
-    {"_choices", "_fields", "_torchrl_private", "distributed", "groups", "schedules"},
+    {"_choices", "_fields", "_specs", "_torchrl_private", "distributed", "groups", "schedules"},
     {"distributions", "envs", "modules"},
     {"policies"},
     {"objectives"},

@@ -81,8 +81,9 @@ def test_one_group_of_agents_with_different_observations():
 
 
 REFUSED_OBSERVATIONS = {
-    "image": (Unbounded((2, 5, 5)), r"\[\*B, n_agents, o\], got \[\*B, 2, 5, 5\]"),
-    "color image": (Bounded(0, 255, (2, 3, 8, 8), dtype=torch.uint8), "FlattenObservation"),
+    "matrix": (Unbounded((2, 5, 5)), r"\[\*B, n_agents, C, H, W\], got .*FlattenObservation"),
+    "8-bit image": (Bounded(0, 255, (2, 3, 8, 8), dtype=torch.uint8), "uint8: use .*team_env"),
+    "channels last": (Unbounded((2, 8, 8, 3)), r"got \[\*B, 2, 8, 8, 3\]: use .*ToTensorImage"),
     "one number": (Unbounded((2,)), r"got \[\*B, 2\]"),
     "float64": (Unbounded((2, 5), dtype=torch.float64), "float64.*team_env.*DoubleToFloat"),
     "int64": (Unbounded((2, 5), dtype=torch.int64), "int64.*team_env.*DTypeCastTransform"),
@@ -96,6 +97,13 @@ def test_observations_that_are_not_one_float32_vector_per_agent(kind, batch):
     observation, message = REFUSED_OBSERVATIONS[kind]
     with pytest.raises(ValueError, match=rf"\('agents', 'observation'\): expected .*{message}"):
         agent_groups(AnyEnv(observation=observation, batch=batch))
+
+
+@pytest.mark.parametrize("batch", [(), (4,)], ids=str)
+def test_images(batch):
+    (group,) = agent_groups(AnyEnv(observation=Unbounded((2, 3, 8, 9)), batch=batch))
+    assert (group.image_shape, group.observation_shape) == ((3, 8, 9), (3, 8, 9))
+    assert group.observation_dim == 3 * 8 * 9
 
 
 def test_nested_observations():

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from tensordict.utils import NestedKey
-from torchrl.data import (
-    Bounded,
-    Categorical,
-    OneHot,
-    Stacked,
-    StackedComposite,
-    TensorSpec,
-    Unbounded,
-)
+from torchrl.data import Bounded, Categorical
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer._choices import check_at_least
-
-_TEAM_ENV = "torchrl_agentmixer.envs.team_env(env)"
-_ONE_GROUP = (
-    "Build the environment with one group per agent: a `group_map` such as "
-    "`MarlGroupMapType.ONE_GROUP_PER_AGENT`."
+from torchrl_agentmixer._specs import (
+    TEAM_ENV,
+    batched_shape,
+    check_action,
+    check_array,
+    entry_spec,
+    image_shape,
 )
-_ONE_CHOICE = f"`{_TEAM_ENV}` makes one action of several discrete ones per agent."
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,8 @@ class AgentGroup:
             left, beside continuous actions. (An action mask says so for discrete ones.)
         low: lower bounds of continuous actions, ``[n_agents, action_dim]``; ``None`` if unbounded.
         high: upper bounds, of the same shape.
+        image_shape: channels, height and width of observations that are images; their product is
+            ``observation_dim``.
 
     Raises:
         ValueError: if a size is less than 1.
@@ -61,6 +58,7 @@ class AgentGroup:
     leaves: bool = False
     low: torch.Tensor | None = None
     high: torch.Tensor | None = None
+    image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -74,6 +72,11 @@ class AgentGroup:
     def key(self, leaf: str) -> NestedKey:
         """Nested key of an entry of the group."""
         return (self.name, leaf)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one agent's observation."""
+        return self.image_shape or (self.observation_dim,)
 
     @property
     def mask_keys(self) -> dict[str, NestedKey]:
@@ -100,9 +103,10 @@ class AgentGroup:
 def agent_groups(env: EnvBase) -> list[AgentGroup]:
     """Groups of a TorchRL multi-agent environment, from its specs.
 
-    Every group has ``(group, "observation")`` ``[*B, n_agents, o]``, float32, and
-    ``(group, "action")``, categorical ``[*B, n_agents]`` or continuous ``[*B, n_agents, A]``.
-    :func:`~torchrl_agentmixer.envs.team_env` gives most environments this layout.
+    Every group has ``(group, "observation")`` ``[*B, n_agents, o]``, float32, or images
+    ``[*B, n_agents, C, H, W]``, and ``(group, "action")``, categorical ``[*B, n_agents]`` or
+    continuous ``[*B, n_agents, A]``. :func:`~torchrl_agentmixer.envs.team_env` gives most
+    environments this layout.
 
     Args:
         env (EnvBase): an environment, also a batch of workers (``SerialEnv``, ``ParallelEnv``).
@@ -142,7 +146,7 @@ def group_sizes(env: EnvBase) -> dict[str, int]:
                 f"{key!r}: expected a TorchRL multi-agent environment, such as VmasEnv or "
                 "PettingZooWrapper, with one action per agent."
             )
-    return {key[0]: _check_action(key, specs[key]) for key in keys}
+    return {key[0]: check_action(key, specs[key]) for key in keys}
 
 
 def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
@@ -152,10 +156,27 @@ def state_dim(env: EnvBase, state_key: NestedKey = "state") -> int:
         KeyError: if the environment does not write ``state_key``.
         ValueError: for a state of another shape than ``[*B, s]``, or not float32.
     """
-    advice = f"`{_TEAM_ENV}` writes a state of all observations; or pass another `state_key`."
-    state = _spec(env, state_key, advice)
-    _check_vector(state_key, state, 1, "[*B, s]")
+    advice = f"`{TEAM_ENV}` writes a state of all observations; or pass another `state_key`."
+    state = entry_spec(env, state_key, advice)
+    check_array(state_key, state, (1,), "[*B, s]")
     return state.shape[-1]
+
+
+def state_image_shape(groups: Sequence[AgentGroup], state_dim: int) -> tuple[int, int, int] | None:
+    """Shape of a state of all agents' images as one image; ``None`` of another state.
+
+    Examples:
+        >>> group = AgentGroup("team", 2, 75, 5, discrete=True, image_shape=(3, 5, 5))
+        >>> state_image_shape([group], 150), state_image_shape([group], 8)
+        ((6, 5, 5), None)
+    """
+    shapes = {group.image_shape for group in groups}
+    n_agents = sum(group.n_agents for group in groups)
+    image_shape = shapes.pop()
+    if image_shape is None or shapes or state_dim != n_agents * math.prod(image_shape):
+        return None
+    channels, height, width = image_shape
+    return n_agents * channels, height, width
 
 
 def check_team(env: EnvBase) -> None:
@@ -176,94 +197,31 @@ def check_team(env: EnvBase) -> None:
             got = {key: list(spec[key].shape) for key in keys}
             raise ValueError(
                 f"{type(env).__name__}: expected {name!r} [*B, 1] of the whole team at the root "
-                f"only, got (without *B) {got}: use `{_TEAM_ENV}`."
+                f"only, got (without *B) {got}: use `{TEAM_ENV}`."
             )
-
-
-def check_equal_sizes(key: NestedKey, spec: TensorSpec) -> None:
-    """Raise a ValueError for a stack of different specs, one per agent of a group."""
-    if isinstance(spec, Stacked | StackedComposite):
-        raise ValueError(
-            f"{key!r}: expected entries of one size for all agents of a group, got different "
-            f"ones. {_ONE_GROUP}"
-        )
 
 
 def _group(env: EnvBase, name: str, n_agents: int) -> AgentGroup:
     action, key = env.full_action_spec_unbatched[name, "action"], (name, "observation")
     discrete = type(action) is Categorical
     advice = "Name another or a nested entry by `team_env(env, observation_key=...)`."
-    observation = _spec(env, key, advice)
-    _check_vector(key, observation, 2, "[*B, n_agents, o]")
+    observation = entry_spec(env, key, advice)
+    check_array(key, observation, (2, 4), "[*B, n_agents, o] or [*B, n_agents, C, H, W]")
     if observation.shape[0] != n_agents:
         raise ValueError(
             f"{key!r}: expected observations of {n_agents} agents, as there are actions, got "
-            f"{_shape(observation)}."
+            f"{batched_shape(observation)}."
         )
     bounded, entries = isinstance(action, Bounded), env.observation_spec_unbatched.keys(True, True)
     return AgentGroup(
         name=name,
         n_agents=n_agents,
-        observation_dim=observation.shape[1],
+        observation_dim=observation.shape[1:].numel(),
         action_dim=action.space.n if discrete else action.shape[1],
         discrete=discrete,
         masked=discrete and (name, "action_mask") in entries,
         leaves=not discrete and (name, "mask") in entries,
         low=action.space.low if bounded else None,
         high=action.space.high if bounded else None,
+        image_shape=image_shape(key, observation),
     )
-
-
-def _check_action(key: NestedKey, action: TensorSpec) -> int:
-    """Check the actions of a group, given without batch size; return the number of agents."""
-    got = f"got {type(action).__name__} {_shape(action)} of dtype {action.dtype}"
-    if isinstance(action, Stacked):
-        raise ValueError(
-            f"{key!r}: expected the same actions for all agents of a group, {got}. {_ONE_GROUP} "
-            "Or give all agents the largest number of actions, and write an action mask."
-        )
-    if isinstance(action, OneHot):
-        raise ValueError(
-            f"{key!r}: expected categorical actions, {got}: build the environment with "
-            "`categorical_actions=True`."
-        )
-    discrete = type(action) is Categorical
-    continuous = isinstance(action, Bounded | Unbounded) and action.dtype.is_floating_point
-    if not (discrete or continuous):
-        raise ValueError(
-            f"{key!r}: expected one categorical action per agent (`Categorical`) or continuous "
-            f"actions (`Bounded`, `Unbounded`), {got}. {_ONE_CHOICE}"
-        )
-    if len(action.shape) != (1 if discrete else 2):
-        expected = "[*B, n_agents]" if discrete else "[*B, n_agents, A]"
-        raise ValueError(f"{key!r}: expected {expected}, {got}. {_ONE_CHOICE if discrete else ''}")
-    return action.shape[0]
-
-
-def _check_vector(key: NestedKey, spec: TensorSpec, ndim: int, expected: str) -> None:
-    """Check that an entry, given without batch size, has ``ndim`` dimensions and is float32."""
-    check_equal_sizes(key, spec)
-    if len(spec.shape) != ndim:
-        raise ValueError(
-            f"{key!r}: expected {expected}, got {_shape(spec)}. Encode images; TorchRL's "
-            "`FlattenObservation`, before `team_env`, makes a vector of other arrays."
-        )
-    if spec.dtype != torch.float32:
-        raise ValueError(
-            f"{key!r}: expected float32, got {spec.dtype}: use `{_TEAM_ENV}`, or TorchRL's "
-            "`DoubleToFloat` or `DTypeCastTransform`."
-        )
-
-
-def _shape(spec: TensorSpec) -> str:
-    return f"[{', '.join(['*B', *map(str, spec.shape)])}]"
-
-
-def _spec(env: EnvBase, key: NestedKey, advice: str) -> TensorSpec:
-    specs = env.observation_spec_unbatched
-    available = list(specs.keys(True, True))
-    if key not in available:
-        raise KeyError(
-            f"{type(env).__name__} has no entry {key!r}: expected it among {available}. {advice}"
-        )
-    return specs[key]

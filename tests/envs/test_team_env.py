@@ -266,7 +266,16 @@ def test_missing_entries(options, message):
         team_env(AnyEnv(), **options)
 
 
-def test_images_are_refused():
+def test_images_of_8_bits_are_between_0_and_1():
+    pixels = Bounded(0, 255, (2, 3, 8, 9), dtype=torch.uint8)
+    env = team_env(AnyEnv(observation=pixels, batch=(4,)))
+    check_env_specs(env)
+    images = env.rollout(3)["agents", "observation"]
+    assert images.shape == (4, 3, 2, 3, 8, 9)
+    assert 0 <= images.min() < 0.1 < 0.9 < images.max() <= 1
+
+
+def test_matrices_are_refused():
     with pytest.raises(ValueError, match=r"got \[\*B, 2, 5, 5\].*FlattenObservation"):
         team_env(AnyEnv(observation=Unbounded((2, 5, 5))))
 

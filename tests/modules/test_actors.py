@@ -232,9 +232,7 @@ def test_state_dict_round_trip(cls, share_params):
 
 
 def test_order_of_layers_is_the_authors():
-    net = MultiAgentBody(2, 5, hidden=(4, 3))._build_single_net(
-        in_dim=5, hidden=(4, 3), out_dim=2, input_norm=True, out_gain=0.01, device=None
-    )
+    net = MultiAgentBody(2, 5, hidden=(4, 3), out_dim=2).get_stateful_net()
     kinds = [nn.LayerNorm, *[nn.Linear, nn.ReLU, nn.LayerNorm] * 2, nn.Linear]
     assert [type(layer) for layer in net] == kinds
 

@@ -42,9 +42,10 @@ def speaker_listener():
     return petting_zoo("simple_speaker_listener_v4", continuous_actions=True)
 
 
-def any_env(batch, action=None):
+def any_env(batch, action=None, observation=None):
     action = Categorical(3, shape=(2,)) if action is None else action
-    return AnyEnv(action, Unbounded((2, 4)), batch=batch, dones="both", masked=True)
+    observation = Unbounded((2, 4)) if observation is None else observation
+    return AnyEnv(action, observation, batch=batch, dones="both", masked=True)
 
 
 ENVS = {
@@ -63,6 +64,7 @@ ENVS = {
     "batch [3]": (partial(any_env, (3,)), {}),
     "batch [2, 2]": (partial(any_env, (2, 2)), {}),
     "batch [2, 2], continuous": (partial(any_env, (2, 2), Bounded(-1.0, 1.0, (2, 3))), {}),
+    "images": (partial(any_env, (2,), observation=Unbounded((2, 1, 5, 5))), {}),
     "several choices": (partial(any_env, (2,), MultiCategorical([3, 2], shape=(2, 2))), {}),
 }
 METHODS = {
@@ -91,6 +93,8 @@ def refusal(env, method):
         return "expected discrete actions, got continuous"
     if env not in CONTINUOUS and not cls.discrete:
         return "expected continuous actions, got discrete"
+    if env == "images" and not cls.images:
+        return "got images"
     if env == "PettingZoo, two groups" and not cls.several_groups:
         return "expected one group of agents, got"
     return None

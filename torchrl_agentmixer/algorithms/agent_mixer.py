@@ -136,6 +136,7 @@ class AgentMixer(PPOAlgorithm):
         1.0
     """
 
+    images = True
     continuous = False
     config_class: type[AgentMixerConfig | ContinuousAgentMixerConfig] = AgentMixerConfig
     policy_class = AgentMixerPolicy

@@ -40,12 +40,14 @@ class Algorithm(nn.Module):
         frames (int): environment steps so far, of all processes.
         discrete, continuous (bool): whether these actions are supported.
         several_groups (bool): whether several groups of agents are supported.
+        images (bool): whether observations may be images.
         decentralized_execution (bool): whether each agent acts on its own observations only.
     """
 
     discrete = True
     continuous = True
     several_groups = True
+    images = False
     decentralized_execution = True
 
     policy: TensorDictModuleBase
@@ -68,8 +70,8 @@ class Algorithm(nn.Module):
         """The groups of agents of an environment.
 
         Raises:
-            ValueError: if their number or their actions are not supported, or the environment has
-                no team reward.
+            ValueError: if their number, actions or observations are not supported, or the
+                environment has no team reward.
         """
         groups = agent_groups(env)
         check_team(env)
@@ -81,6 +83,12 @@ class Algorithm(nn.Module):
                     f"{cls.__name__}: expected {expected} actions, got {got} ones of group "
                     f"{group.name!r}. `available_algorithms(env)` lists the methods for this "
                     "environment."
+                )
+            if group.image_shape and not cls.images:
+                raise ValueError(
+                    f"{cls.__name__}: expected observations [*B, n_agents, o], got images "
+                    f"{list(group.image_shape)} of group {group.name!r}: flatten them by TorchRL's "
+                    "`FlattenObservation`, before `team_env`, or see `available_algorithms(env)`."
                 )
         if len(groups) > 1 and not cls.several_groups:
             raise ValueError(

@@ -73,6 +73,7 @@ class HAPPO(PPOAlgorithm):
         1.0
     """
 
+    images = True
     config: HAPPOConfig
     loss: HuberPPOLoss
 

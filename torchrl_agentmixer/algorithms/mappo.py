@@ -48,6 +48,7 @@ class MAPPO(PPOAlgorithm):
         1.0
     """
 
+    images = True
     value_per_agent = False
 
     def __init__(self, env: EnvBase, total_frames: int, config: PPOConfig | None = None) -> None:
@@ -131,6 +132,7 @@ class IPPO(MAPPO):
             network = DecentralizedCritic(
                 group.n_agents,
                 group.observation_dim,
+                image_shape=group.image_shape,
                 share_params=config.share_params,
                 device=env.device,
                 **config.critic_kwargs,

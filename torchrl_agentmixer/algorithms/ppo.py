@@ -21,7 +21,7 @@ from torchrl_agentmixer.algorithms.base import (
     advantage_standardizer,
 )
 from torchrl_agentmixer.algorithms.ppo_config import ClippedUpdateConfig, PPOConfig
-from torchrl_agentmixer.groups import state_dim
+from torchrl_agentmixer.groups import agent_groups, state_dim, state_image_shape
 from torchrl_agentmixer.modules import CentralCritic, value_module
 from torchrl_agentmixer.objectives import HuberPPOLoss
 from torchrl_agentmixer.policies import Sampled
@@ -183,9 +183,16 @@ def ppo_metrics(losses: TensorDictBase, grad_norm: torch.Tensor) -> TensorDict:
 def central_critic(
     env: EnvBase, config: PPOConfig
 ) -> tuple[TensorDictModuleBase, DistributedValueNorm]:
-    """MAPPO's critic on the state, and the normalizer of its value targets."""
+    """MAPPO's critic on the state, and the normalizer of its value targets.
+
+    A state of the images of all agents is one image of all their channels.
+    """
     value_norm = DistributedValueNorm(shape=1).to(env.device)
-    network = CentralCritic(state_dim(env), device=env.device, **config.critic_kwargs)
+    size = state_dim(env)
+    image_shape = state_image_shape(agent_groups(env), size)
+    network = CentralCritic(
+        size, image_shape=image_shape, device=env.device, **config.critic_kwargs
+    )
     return value_module(network, value_norm=value_norm), value_norm
 
 

@@ -66,6 +66,11 @@ class Deviation:
             in_keys=[action_key, (DEVIATOR, "action")],
             out_keys=[action_key],
         )
+        if group.image_shape:
+            raise ValueError(
+                f"exploitability: expected observations [*B, n_agents, o], got images "
+                f"{list(group.image_shape)} of group {group.name!r}."
+            )
         own = AgentGroup(
             DEVIATOR,
             n_agents=1,

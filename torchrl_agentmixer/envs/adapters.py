@@ -12,10 +12,11 @@ from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ActionMask, Compose, EnvBase, Transform, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_agentmixer._specs import check_equal_sizes
 from torchrl_agentmixer.envs.base import done_spec, flag_spec
 from torchrl_agentmixer.envs.combined_actions import combine_actions
 from torchrl_agentmixer.envs.team_reward import TeamReward, reward_function
-from torchrl_agentmixer.groups import agent_groups, check_equal_sizes, check_team, group_sizes
+from torchrl_agentmixer.groups import agent_groups, check_team, group_sizes
 
 _FLAGS = ("done", "terminated", "truncated")
 
@@ -38,7 +39,8 @@ def team_env(
     - ``"done"``, ``"terminated"`` and ``"truncated"`` ``[N, 1]`` of the team, where the environment
       has them. Of agents' flags: an episode ends when all agents are done, and is truncated if any
       of them is;
-    - ``(group, "observation")`` ``[N, n_agents, o]``; observations and state are float32;
+    - ``(group, "observation")`` ``[N, n_agents, o]``, or images ``[N, n_agents, C, H, W]``;
+      observations and state are float32, and 8-bit images in [0, 1];
     - ``(group, "action")``; continuous actions are clamped to their bounds before a step; several
       discrete actions of an agent are one of all combinations (up to 1024);
     - ``(group, "action_mask")`` that leaves agents with discrete actions one action, the first,
@@ -160,7 +162,7 @@ class TeamTransform(Transform):
         self._set_rewards(data)
         self._set_flags(data)
         for name, key in self.observation_keys.items():
-            observation = data.get(key).to(torch.float32)
+            observation = _as_float32(data.get(key))
             agents = data.get(name)
             agents.batch_size = (self.num_envs, self.sizes[name])
             agents.set("observation", observation)  # also replaces the entries around a nested one
@@ -273,6 +275,12 @@ class TeamTransform(Transform):
         team = done_spec((self.num_envs,), next(iter(spec.values(True, True))).device)
         flags = _FLAGS if self.agent_flags else self.root_flags
         return Composite({key: team[key] for key in flags}, shape=(self.num_envs,))
+
+
+def _as_float32(observation: torch.Tensor) -> torch.Tensor:
+    """Float32; 8-bit images ``[N, n_agents, C, H, W]`` in [0, 1]."""
+    image = observation.dtype == torch.uint8 and observation.ndim == 5
+    return observation / 255.0 if image else observation.to(torch.float32)
 
 
 def _float32(spec: TensorSpec) -> TensorSpec:

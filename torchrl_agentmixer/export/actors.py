@@ -23,7 +23,8 @@ class AgentActor(nn.Module):
     """Actor of one agent of a decentralized policy.
 
     A copy of the agent's parameters in plain ``torch.nn`` layers, without tensordicts and without
-    other agents. ``forward`` takes batches ``[B, ...]`` and returns a dict:
+    other agents. ``forward`` takes batches ``[B, ...]`` (observations ``[B, o]``, or images
+    ``[B, C, H, W]``) and returns a dict:
 
     - ``"action"``: ``[B]``, int64, the first maximum of ``"logits"``; or ``[B, A]``, within the
       action bounds if there are any;
@@ -78,7 +79,7 @@ class AgentActor(nn.Module):
         if normalization is not None:
             loc, scale, *bound = normalization
             for name, given in (("loc", loc), ("scale", scale)):
-                self.register_buffer(name, _row(given, group, "observation_dim", index))
+                self.register_buffer(name, _row(given, group, group.observation_shape, index))
             self.normalization_bound = float(bound[0]) if bound else None
 
     def _own_bounds(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -87,7 +88,9 @@ class AgentActor(nn.Module):
         if group.discrete or (group.low is None and not self.squashed):
             return None
         bounds = bounds_of(group) or {"low": -1.0, "high": 1.0}
-        low, high = (_row(bounds[k], group, "action_dim", self.index) for k in ("low", "high"))
+        low, high = (
+            _row(bounds[k], group, (group.action_dim,), self.index) for k in ("low", "high")
+        )
         return low, high
 
     @property
@@ -226,7 +229,9 @@ def _check_decentralized(policy: TensorDictModuleBase, groups: Sequence[AgentGro
         )
 
 
-def _row(value: torch.Tensor | float, group: AgentGroup, size: str, index: int) -> torch.Tensor:
-    """The agent's row of a value that broadcasts to ``[n_agents, size]``."""
+def _row(
+    value: torch.Tensor | float, group: AgentGroup, shape: tuple[int, ...], index: int
+) -> torch.Tensor:
+    """The agent's row of a value that broadcasts to ``[n_agents, *shape]``."""
     value = torch.as_tensor(value, dtype=torch.get_default_dtype(), device="cpu")
-    return value.expand(group.n_agents, getattr(group, size))[index].clone()
+    return value.expand(group.n_agents, *shape)[index].clone()

@@ -13,6 +13,7 @@ from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import CategoricalActor, GaussianActor
+from torchrl_agentmixer.modules.images import ImageEncoder
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
 
@@ -42,7 +43,8 @@ class PackageNetwork(nn.Module):
         super().__init__()
         self.body = _agent_copy(actor.body, index)
         self.head = _agent_copy(actor.head, index)
-        self.layer_norm = isinstance(next(iter(self.body)), nn.LayerNorm)  # type: ignore[call-overload]
+        layers = [layer for layer in self.body if not isinstance(layer, ImageEncoder)]  # type: ignore[attr-defined]
+        self.layer_norm = isinstance(layers[0], nn.LayerNorm)
         self.memory_dim = actor.memory_dim
         self.agent_one_hot = actor.agent_one_hot
         if self.agent_one_hot:
@@ -54,6 +56,7 @@ class PackageNetwork(nn.Module):
     def forward(
         self, observation: torch.Tensor, memory: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        observation = observation.flatten(1)
         if self.agent_one_hot:
             one_hot = self.one_hot.expand(observation.shape[0], -1)
             observation = torch.cat([observation, one_hot], -1)

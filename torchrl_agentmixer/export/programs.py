@@ -78,7 +78,7 @@ def random_inputs(
 ) -> dict[str, torch.Tensor]:
     """Random inputs of an agent by name, ``[batch, ...]``; masks have at least one valid action."""
     group = actor.group
-    inputs = {"observation": torch.randn(batch, group.observation_dim, generator=generator)}
+    inputs = {"observation": torch.randn(batch, *group.observation_shape, generator=generator)}
     if group.masked:
         mask = torch.rand(batch, group.action_dim, generator=generator) < 0.5
         allowed = torch.randint(group.action_dim, (batch, 1), generator=generator)

@@ -11,6 +11,7 @@ from torch import nn
 from torchrl.modules.models.multiagent import MultiAgentNetBase
 
 from torchrl_agentmixer._choices import check_at_least
+from torchrl_agentmixer.modules.images import ImageShape
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 from torchrl_agentmixer.modules.recurrent import MultiAgentGRU
 
@@ -30,6 +31,7 @@ class MultiAgentBody(MultiAgentNetBase):
         out_dim (int, optional): entries of the output; ``None`` returns the last hidden layer.
         share_params (bool): one set of parameters for all agents.
         input_norm (bool): LayerNorm on the input.
+        image_shape (tuple of int, optional): as in :func:`layer_norm_mlp`.
         out_gain (float): gain of the last Linear's orthogonal initialization.
         device (optional): device of the parameters.
 
@@ -52,6 +54,7 @@ class MultiAgentBody(MultiAgentNetBase):
         out_dim: int | None = None,
         share_params: bool = False,
         input_norm: bool = True,
+        image_shape: ImageShape | None = None,
         out_gain: float = 0.01,
         device: torch.device | str | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class MultiAgentBody(MultiAgentNetBase):
             hidden=tuple(hidden),
             out_dim=out_dim,
             input_norm=input_norm,
+            image_shape=image_shape,
             out_gain=out_gain,
             device=device,
         )
@@ -77,10 +81,13 @@ class MultiAgentBody(MultiAgentNetBase):
         hidden: tuple[int, ...],
         out_dim: int | None,
         input_norm: bool,
+        image_shape: ImageShape | None,
         out_gain: float,
         device: torch.device | str | None,
     ) -> nn.Sequential:
-        net = layer_norm_mlp(in_dim, hidden, input_norm=input_norm, device=device)
+        net = layer_norm_mlp(
+            in_dim, hidden, input_norm=input_norm, image_shape=image_shape, device=device
+        )
         if out_dim is not None:
             head = nn.Linear([in_dim, *hidden][-1], out_dim, device=device)
             net.append(head if device == "meta" else orthogonal_(head, gain=out_gain))
@@ -110,6 +117,7 @@ class _Actor(nn.Module):
         input_norm: bool = True,
         memory_dim: int = 0,
         head_gain: float = 0.01,
+        image_shape: ImageShape | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -119,14 +127,14 @@ class _Actor(nn.Module):
             )
         check_at_least(type(self).__name__, 0, memory_dim=memory_dim)
         self.n_agents = n_agents
-        self.observation_dim = observation_dim
+        self.observation_shape = image_shape or (observation_dim,)
         self.memory_dim = memory_dim
         self.features_dim = memory_dim or hidden[-1]
         self.agent_one_hot = share_params if agent_one_hot is None else agent_one_hot
         common: dict[str, Any] = {"share_params": share_params, "device": device}
         net: Any = partial(MultiAgentBody, n_agents, **common)
         in_dim = observation_dim + (n_agents if self.agent_one_hot else 0)
-        self.body = net(in_dim, hidden=hidden, input_norm=input_norm)
+        self.body = net(in_dim, hidden=hidden, input_norm=input_norm, image_shape=image_shape)
         if memory_dim:
             self.memory = MultiAgentGRU(n_agents, hidden[-1], memory_dim, **common)
             self.memory_norm = net(memory_dim, hidden=())
@@ -163,11 +171,13 @@ class _Actor(nn.Module):
         Returns:
             tuple of Tensor: parameters, features and, with a GRU, the new memory, per step.
         """
-        if tuple(observation.shape[-2:]) != (self.n_agents, self.observation_dim):
+        expected = (self.n_agents, *self.observation_shape)
+        if tuple(observation.shape[-len(expected) :]) != expected:
             raise ValueError(
-                f"{type(self).__name__}: expected an observation of shape [*B, {self.n_agents}, "
-                f"{self.observation_dim}], got {tuple(observation.shape)}."
+                f"{type(self).__name__}: expected an observation of shape [*B, "
+                f"{', '.join(map(str, expected))}], got {tuple(observation.shape)}."
             )
+        observation = observation.flatten(1 - len(expected))
         if self.agent_one_hot:
             one_hot = self.one_hot.expand(*observation.shape[:-2], -1, -1)
             observation = torch.cat([observation, one_hot], -1)
@@ -205,6 +215,8 @@ class CategoricalActor(_Actor):
         memory_dim (int): width of a GRU between the hidden layers and the head, followed by a
             LayerNorm; 0 for none.
         head_gain (float): gain of the last layer's orthogonal initialization.
+        image_shape (tuple of int, optional): channels, height and width of observations that are
+            images ``[*B, n, C, H, W]``: convolutions come first.
         device (optional): device of the parameters.
 
     Raises:

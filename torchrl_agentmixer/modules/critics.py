@@ -13,6 +13,7 @@ from torchrl.modules import ValueNorm
 
 from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.modules.actors import MultiAgentBody
+from torchrl_agentmixer.modules.images import ImageShape
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 
 
@@ -27,6 +28,8 @@ class CentralCritic(nn.Module):
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
         input_norm (bool): LayerNorm on the input.
+        image_shape (tuple of int, optional): the state is an image of this shape, flattened:
+            convolutions come first.
         device (optional): device of the parameters.
 
     Raises:
@@ -44,12 +47,15 @@ class CentralCritic(nn.Module):
         *,
         hidden: Sequence[int] = (64, 64),
         input_norm: bool = True,
+        image_shape: ImageShape | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_at_least("CentralCritic", 1, state_dim=state_dim)
         self.state_dim = state_dim
-        self.net = layer_norm_mlp(state_dim, hidden, input_norm=input_norm, device=device)
+        self.net = layer_norm_mlp(
+            state_dim, hidden, input_norm=input_norm, image_shape=image_shape, device=device
+        )
         self.net.append(
             orthogonal_(nn.Linear([state_dim, *hidden][-1], 1, device=device), gain=1.0)
         )
@@ -121,6 +127,8 @@ class DecentralizedCritic(MultiAgentBody):
 
     Keyword Args:
         hidden (sequence of int): widths of the hidden layers.
+        image_shape (tuple of int, optional): channels, height and width of observations that are
+            images ``[*B, n, C, H, W]``.
         **kwargs: ``share_params``, ``input_norm`` and ``device`` of :class:`MultiAgentBody`.
 
     Examples:
@@ -135,11 +143,23 @@ class DecentralizedCritic(MultiAgentBody):
         observation_dim: int,
         *,
         hidden: Sequence[int] = (64, 64),
+        image_shape: ImageShape | None = None,
         **kwargs: Any,
     ) -> None:
+        self.reads_images = image_shape is not None
         super().__init__(
-            n_agents, observation_dim, hidden=hidden, out_dim=1, out_gain=1.0, **kwargs
+            n_agents,
+            observation_dim,
+            hidden=hidden,
+            out_dim=1,
+            out_gain=1.0,
+            image_shape=image_shape,
+            **kwargs,
         )
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        """Values ``[*B, n, 1]`` of observations ``[*B, n, o]`` or images ``[*B, n, C, H, W]``."""
+        return super().forward(observation.flatten(-3) if self.reads_images else observation)
 
 
 def value_module(

@@ -55,7 +55,8 @@ def actor_module(group: AgentGroup, **kwargs: Any) -> TensorDictModule:
         [('agents', 'logits'), ('agents', 'features')]
     """
     cls = CategoricalActor if group.discrete else GaussianActor
-    actor = cls(group.n_agents, group.observation_dim, group.action_dim, **kwargs)
+    sizes = group.n_agents, group.observation_dim, group.action_dim
+    actor = cls(*sizes, image_shape=group.image_shape, **kwargs)
     in_keys, out_keys = [group.key("observation")], [*group.param_keys, group.key("features")]
     if not actor.memory_dim:
         return TensorDictModule(actor, in_keys=in_keys, out_keys=out_keys)
