@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Python compiles what it imports; pip would compile all files, which takes a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: train test lint types unit soak docs linkcheck clean
 
@@ -38,9 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, got {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps benchmarl id-marl-eval
+	$(INSTALL) torch
+	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --no-deps benchmarl id-marl-eval
 	touch $@
 
 clean:

@@ -100,11 +100,11 @@ def update_work(algorithm, env, steps: int) -> Callable[[], int]:
 def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
     """One row per method."""
     device = arguments.device
-    options = {"n_predators": n_agents} if arguments.env == "vmas/predator_prey" else {}
+    agents = {"n_predators": n_agents} if arguments.env == "vmas/predator_prey" else {}
     works: dict[tuple[str, str], Callable[[], int]] = {}
 
     def new_env():
-        return make_env(arguments.env, num_envs=num_envs, device=device, seed=0, **options)
+        return make_env(arguments.env, num_envs=num_envs, device=device, seed=0, **agents)
 
     continuous = not agent_groups(new_env())[0].discrete
     works["environment", ""] = environment_work(new_env(), arguments.steps)
@@ -112,7 +112,8 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
         mixer = method == "agent_mixer"
         name = "agent_mixer_continuous" if mixer and continuous else method
         channels = {"channels": arguments.channels} if mixer and arguments.channels else {}
-        algorithm = make_algorithm(name, new_env(), TOTAL_FRAMES, {"epochs": 1, **channels})
+        options = {"epochs": arguments.epochs, "compile": arguments.compile, **channels}
+        algorithm = make_algorithm(name, new_env(), TOTAL_FRAMES, options)
         algorithm.frames = int(arguments.progress * TOTAL_FRAMES)
         algorithm.on_progress(algorithm.progress)
         works["collection", method] = collection_work(
@@ -158,10 +159,11 @@ def main() -> None:
     parser.add_argument("--channels", type=int, help="width of the Policy Modifier")
     parser.add_argument("--progress", type=float, default=0.0, help="fraction of training")
     parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")
+    parser.add_argument("--epochs", type=int, default=1, help="of an update")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="compile the collecting policy")
+    parser.add_argument("--compile", action="store_true", help="compile policy and losses")
     parser.add_argument("--profile", action="store_true", help="profile AgentMixer's update")
     parser.add_argument("--csv", type=Path, help="a file for the rows")
     arguments = parser.parse_args()

@@ -165,7 +165,8 @@ def grid():
 def test_batches_of_workers(cls):
     """Workers answer `group_map` each, and some only once started; the specs are those of all."""
     expected = agent_groups(grid())
-    env = cls(2, grid)
+    options = {} if cls is SerialEnv else {"mp_start_method": "fork"}  # spawned ones import torch
+    env = cls(2, grid, **options)
     try:
         for _ in range(2):
             assert agent_groups(env) == expected

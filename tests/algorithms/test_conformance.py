@@ -48,7 +48,9 @@ def cases(envs):
             remembers = has(name, "memory_dim") and env != "matrix/climbing"  # of one step
             for memory in [{}, MEMORY] if remembers else [{}]:
                 identifier = f"{name}-{env}-{'recurrent' if memory else 'feed-forward'}"
-                found.append(pytest.param(name, env, memory, id=identifier))
+                long = memory and continuous and name not in ("mappo", "agent_mixer_continuous")
+                marks = pytest.mark.soak if long else ()
+                found.append(pytest.param(name, env, memory, id=identifier, marks=marks))
     return found
 
 

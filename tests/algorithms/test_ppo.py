@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torchrl.modules import set_recurrent_mode
+from torchrl.objectives import LossModule
 
 from torchrl_agentmixer.algorithms import available_algorithms, default_options, make_algorithm
 from torchrl_agentmixer.envs import RecallEnv, make_env, with_memory
@@ -81,3 +86,97 @@ def test_optimism_is_an_option_of_every_ppo_method(name):
 
 def test_all_ppo_methods_have_optimism():
     assert {"mappo", "ippo", "happo", "mat", "armappo", "agent_mixer", "ail"} <= set(OPTIMISTIC)
+
+
+COMPILED = [
+    name
+    for name in available_algorithms()
+    if "compile" in default_options(name) and name != "happo"
+]
+
+
+def trained(name, env_name, **options):
+    """Parameters and metrics after an update; the last minibatch is a smaller one."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    env = make_env(env_name, num_envs=8, seed=0)
+    options = {"epochs": 2, "num_minibatches": 3, **options}
+    algorithm = make_algorithm(name, env, 1000, options)
+    metrics = algorithm.update(collect(env, algorithm.policy, steps=5))
+    return [p.detach().clone() for p in algorithm.parameters()], metrics, algorithm
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "mappo" else pytest.mark.soak) for n in COMPILED]
+)
+def test_compiled_losses_are_the_same(name, monkeypatch):
+    """With the operations of eager mode: also no random number more or less is drawn."""
+    calls = []
+
+    def compiled(function, *args, **kwargs):
+        calls.append(function)
+        return compile_(function, backend="eager")
+
+    compile_ = torch.compile
+    env_name = "vmas/balance" if name == "agent_mixer_continuous" else "matrix/climbing"
+    expected, _, _ = trained(name, env_name)
+    monkeypatch.setattr(torch, "compile", compiled)
+    got, _, algorithm = trained(name, env_name, compile=True)
+    assert len(calls) == sum(isinstance(m, LossModule) for m in algorithm.modules())
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_compiles_once_and_when_the_modifier_stops(monkeypatch):
+    """For two sizes of minibatches each; not when a coefficient changes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    env = make_env("matrix/climbing", num_envs=8, seed=0)
+    options = {"epochs": 1, "num_minibatches": 3, "compile": True}
+    algorithm = make_algorithm("agent_mixer", env, 8 * 8, options)
+    graphs = []
+    for _ in range(8):
+        algorithm.update(collect(env, algorithm.policy, steps=1))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [2, 2, 2, 2, 4, 4, 4, 4]
+
+
+def test_losses_of_single_agents_are_not_compiled():
+    with pytest.raises(ValueError, match="HAPPOConfig: expected `compile` False"):
+        make_algorithm("happo", make_env("matrix/climbing"), 100, {"compile": True})
+
+
+def compiled_and_not(name, env_name, **options):
+    """Losses and gradients of one batch."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    env = make_env(env_name, num_envs=8, seed=0)
+    algorithm = make_algorithm(name, env, 1000, {})
+    data = collect(env, algorithm.policy, steps=5)
+    with torch.no_grad():
+        algorithm.advantage(data)
+    data = data.reshape(-1).detach()
+    found = []
+    for loss in (algorithm.loss, copy.deepcopy(algorithm.loss)):  # has statistics of the values
+        call = torch.compile(loss, **options) if found else loss
+        losses = call(data)
+        total = sum(losses[key] for key in ("loss_objective", "loss_entropy", "loss_critic"))
+        parameters = list(loss.parameters())
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        found.append([losses.detach().to_dict(), [g for g in gradients if g is not None]])
+    return found
+
+
+@pytest.mark.parametrize("name", ["agent_mixer", "mappo"])
+def test_the_loss_compiles_as_one_graph(name):
+    first, second = compiled_and_not(name, "matrix/climbing", backend="eager", fullgraph=True)
+    torch.testing.assert_close(second, first)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("name", "env"), [("agent_mixer", "grid/predator_prey"), ("mappo", "vmas/balance")]
+)
+def test_compiled_by_inductor(name, env):
+    first, second = compiled_and_not(name, env)
+    torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-4)

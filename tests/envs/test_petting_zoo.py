@@ -83,7 +83,7 @@ def test_errors():
         make_env("pettingzoo/simple_spread_v3", max_cycle=3)
     with pytest.raises(ValueError, match=r"did you mean 'pettingzoo/simple_spread_v3'"):
         make_env("pettingzoo/simple_spred_v3")
-    with pytest.raises(ValueError, match=r"got \[\*B, 8, 7, 7, 3\].*FlattenObservation"):
+    with pytest.raises(ValueError, match=r"got \[\*B, 8, 7, 7, 3\].*ToTensorImage"):
         make_env("pettingzoo/pursuit_v5")
     with pytest.raises(ValueError, match="`num_envs` >= 1, got 0"):
         make_env("pettingzoo/simple_spread_v3", num_envs=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from torchrl.collectors import Collector
@@ -9,6 +12,7 @@ from torchrl.collectors import Collector
 from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.modules import IGCCoefficients
+from torchrl_agentmixer.schedules import Schedule
 
 from .groups_env import both_kinds, build, scouts, two_discrete
 
@@ -85,6 +89,58 @@ def test_values_are_read_wherever_they_are_set():
     policy.load_state_dict(other.state_dict())
     policy(td.clone())
     assert len(seen) == 1
+
+
+def annealed(**coefficients):
+    """The Modifier with coefficients, its input, and whether it ran."""
+    policy, td = scouts(**coefficients)
+    *actors, deviation, _ = policy.module
+    data = policy.module[0](td) if actors else td
+
+    def ran(module):
+        return ("scouts", "perturbation") in module(data.clone()).keys(True)
+
+    return policy, deviation, ran
+
+
+def test_compiled():
+    policy, deviation, ran = annealed(strength=1.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(deviation, backend="eager", fullgraph=True)
+    assert ran(compiled)
+    for strength in (0.0, 0.5, 0.0):
+        policy.set_coefficients(strength=strength)
+        assert ran(compiled) == (strength > 0)
+
+
+@pytest.mark.parametrize("copied", [deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_without_reading_a_value(copied):
+    """As on an accelerator; tensors on "meta" have no values."""
+    schedules = {"strength": Schedule(3.0, 0.0, until=0.5), "modified_share": 1.0}
+    coefficients = IGCCoefficients(["logits"], **schedules).to("meta")
+    assert not coefficients.cancel_perturbation
+    coefficients.anneal(0.5)
+    assert coefficients.cancel_perturbation
+    # A worker's copy has other buffers, which get new values in place.
+    other = copied(coefficients)
+    assert not other.cancel_perturbation
+    other.anneal(0.5)
+    assert other.cancel_perturbation
+    coefficients.anneal(0.4)
+    assert not coefficients.cancel_perturbation
+
+
+def test_loaded_values_are_read():
+    coefficients = IGCCoefficients(["logits"], strength=1.0)
+    coefficients.load_state_dict(IGCCoefficients(["logits"], strength=0.0).state_dict())
+    assert coefficients._cancels
+
+
+def test_one_of_several_values():
+    coefficients = IGCCoefficients(["logits"], strength=0.0, modified_share=0.5, temperature=0.5)
+    assert not coefficients._cancels
+    coefficients.set(temperature=1.0)
+    assert coefficients._cancels
 
 
 def test_batches_of_a_collector_have_the_same_entries():

@@ -200,6 +200,10 @@ class DistributedValueNorm(PopArtValueNorm):
     @torch.no_grad()
     def update(self, value_target: torch.Tensor) -> None:
         """Update the moments with value targets ``[*B, 1]``."""
+        # New tensors: under `torch.compile`, gradients of what read the old ones would read the
+        # values that are changed in place.
+        for name in ("running_mean", "running_mean_sq", "debiasing_term"):
+            setattr(self, name, getattr(self, name).clone())
         super().update(value_target)
         distributed.average_([self.running_mean, self.running_mean_sq])
 

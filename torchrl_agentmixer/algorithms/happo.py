@@ -36,12 +36,17 @@ class HAPPOConfig(PPOConfig, SequentialConfig):
     """Hyperparameters of HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_).
 
     Raises:
-        ValueError: for ``share_params=True``.
+        ValueError: for ``share_params=True`` or ``compile=True``.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_separate_parameters(self)
+        if self.compile:
+            raise ValueError(
+                "HAPPOConfig: expected `compile` False, got True: each agent has a loss of its "
+                "own, and `torch.compile` would compile them all."
+            )
 
 
 class HAPPO(PPOAlgorithm):

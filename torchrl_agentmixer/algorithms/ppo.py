@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.modules import set_recurrent_mode
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, LossModule
 from torchrl.objectives.value import GAE
 
 from torchrl_agentmixer.algorithms.base import (
@@ -80,6 +80,7 @@ class PPOAlgorithm(Algorithm):
             param_groups = [{"params": list(parameters), "lr": config.lr}]
         self.optimizer = adam(param_groups, eps=config.adam_eps)
         self.optimizers["optimizer"] = self.optimizer
+        self._uncompiled = config.compile
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Train on one batch of trajectories ``[num_envs, steps]``.
@@ -88,6 +89,8 @@ class PPOAlgorithm(Algorithm):
             dict: means over gradient steps of losses, entropy, KL, clip fraction, ratio and
             gradient norm, and the metrics of :meth:`diagnose`.
         """
+        if self._uncompiled:  # not in `__init__`: subclasses add losses
+            self._compile_losses()
         batch = batch.detach()
         with torch.no_grad():
             self.advantage(batch)
@@ -134,6 +137,12 @@ class PPOAlgorithm(Algorithm):
                 module.clip_epsilon_high.fill_(clip_epsilon[1])
             if isinstance(module, HuberPPOLoss):
                 module.optimism.fill_(optimism)
+
+    def _compile_losses(self) -> None:
+        for module in self.modules():
+            if isinstance(module, LossModule):
+                module.compile()
+        self._uncompiled = False
 
     def adam_step(self, loss: torch.Tensor) -> torch.Tensor:
         """Take one optimizer step with gradient clipping; return the gradient norm."""

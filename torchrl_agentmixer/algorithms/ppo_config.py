@@ -46,6 +46,8 @@ class ClippedUpdateConfig:
         adam_eps: epsilon of Adam.
         input_norm: LayerNorm on the networks' inputs, as in the authors' networks.
         distribution: distribution of continuous actions, ``"normal"`` or ``"tanh_normal"``.
+        compile: compile the losses by ``torch.compile`` at the first update, which takes up to a
+            minute. Numbers differ by rounding.
 
     Raises:
         TypeError: for a value of another type; the message names the field.
@@ -67,6 +69,7 @@ class ClippedUpdateConfig:
     adam_eps: float = 1e-5
     input_norm: bool = False
     distribution: ContinuousDistribution = "normal"
+    compile: bool = False
 
     memory_dim = 0  # a field of ActorConfig
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -92,6 +93,8 @@ class IGCCoefficients(TensorDictModuleBase):
         self.out_keys = [_sibling(key, name) for key in keys for name in self.schedules]
         for name, schedule in self.schedules.items():
             self.register_buffer(name, torch.tensor(schedule(0.0)))
+        # As `cancel_perturbation`, without reading buffers; recomputed wherever they are set here.
+        self._cancels = _cancel(self._numbers())
 
     def anneal(self, progress: float) -> None:
         """Set all coefficients to their values at the fraction ``progress`` of training."""
@@ -100,22 +103,34 @@ class IGCCoefficients(TensorDictModuleBase):
     def set(self, **coefficients: float) -> None:
         """Set coefficients to numbers."""
         check_known("coefficient", coefficients, self.schedules)
+        values = dict(self._numbers() if coefficients.keys() != self.schedules.keys() else {})
         for name, value in coefficients.items():
             getattr(self, name).fill_(value)
+        self._cancels = _cancel(values | coefficients)
 
     @property
     def cancel_perturbation(self) -> bool:
         """Whether no perturbation can change the joint policy: at strength 0.
 
         A mixture must also be a single product: only modified components, or a temperature that
-        leaves them equal to the individual policies. Always ``False`` on an accelerator, where
-        reading a value would synchronize, and under ``torch.compile``.
+        leaves them equal to the individual policies. On an accelerator, where reading a value would
+        synchronize, and under ``torch.compile``, it is what :meth:`set` and :meth:`anneal` found,
+        and ``False`` in a copy of this module until they are called there.
         """
         if torch.compiler.is_compiling() or any(b.device.type != "cpu" for b in self.buffers()):
-            return False
-        values = {name: buffer.item() for name, buffer in self.named_buffers()}
-        one_product = 1.0 in (values.get("modified_share", 1.0), values.get("temperature", 1.0))
-        return values.get("strength") == 0 and one_product
+            return self._cancels
+        return _cancel(self._numbers())
+
+    def _numbers(self) -> dict[str, float]:
+        return {name: buffer.item() for name, buffer in self.named_buffers()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, such as a worker's, gets new values by its buffers.
+        return {**self.__dict__, "_cancels": False}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._cancels = _cancel(self._numbers())
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.in_keys:
@@ -124,6 +139,11 @@ class IGCCoefficients(TensorDictModuleBase):
                 value = getattr(self, name).to(params.dtype)
                 tensordict.set(_sibling(key, name), value.expand(*params.shape[:-1], 1).clone())
         return tensordict
+
+
+def _cancel(values: Mapping[str, float]) -> bool:
+    one_product = 1.0 in (values.get("modified_share", 1.0), values.get("temperature", 1.0))
+    return values.get("strength") == 0 and one_product
 
 
 def _sibling(key: NestedKey, name: str) -> NestedKey:

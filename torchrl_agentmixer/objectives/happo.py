@@ -9,8 +9,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_agentmixer.objectives._entropy import AnalyticEntropy
 
-class HAPPOLoss(ClipPPOLoss):
+
+class HAPPOLoss(AnalyticEntropy, ClipPPOLoss):
     r"""TorchRL's ``ClipPPOLoss`` of one agent, with the advantage times HAPPO's factor.
 
     HAPPO (`arXiv 2109.11251 <https://arxiv.org/abs/2109.11251>`_) updates the agents in sequence.

@@ -10,9 +10,10 @@ from tensordict import TensorDictBase
 from torchrl.objectives.multiagent import MAPPOLoss
 
 from torchrl_agentmixer._choices import check_values
+from torchrl_agentmixer.objectives._entropy import AnalyticEntropy
 
 
-class HuberPPOLoss(MAPPOLoss):
+class HuberPPOLoss(AnalyticEntropy, MAPPOLoss):
     r"""TorchRL's ``MAPPOLoss`` with a Huber value loss of any threshold, and optimism.
 
     The value loss of MAPPO (`arXiv 2103.01955 <https://arxiv.org/abs/2103.01955>`_) is quadratic up
@@ -62,6 +63,8 @@ class HuberPPOLoss(MAPPOLoss):
         ['loss_critic', 'loss_entropy', 'loss_objective']
     """
 
+    clip_value: float
+
     def __init__(
         self,
         *args: Any,
@@ -84,6 +87,9 @@ class HuberPPOLoss(MAPPOLoss):
             loss_critic_type="smooth_l1",
             **kwargs,
         )
+        # A number, not a buffer: TorchRL branches on it, which would read a tensor at every step.
+        del self.clip_value
+        self.clip_value = clip_value / huber_delta
         self.huber_delta = huber_delta
         self.standardize = standardize
         self.optimism: torch.Tensor
