@@ -157,6 +157,12 @@ def test_no_groups():
         agent_groups(env)
 
 
+def test_names_of_entries_that_torchrl_writes():
+    name = "collector"
+    with pytest.raises(ValueError, match=r"other names than \['collector', 'next'\].*group_map"):
+        agent_groups(AnyEnv({name: Categorical(3, shape=(2,))}, {name: Unbounded((2, 5))}))
+
+
 def grid():
     return make_env("grid/predator_prey", num_envs=2, seed=0)
 

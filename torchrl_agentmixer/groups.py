@@ -21,6 +21,9 @@ from torchrl_agentmixer._specs import (
     image_shape,
 )
 
+# Entries of tensordicts that TorchRL writes, of other batch sizes than a group's.
+RESERVED = frozenset({"collector", "next"})
+
 
 @dataclass(frozen=True)
 class AgentGroup:
@@ -145,6 +148,12 @@ def group_sizes(env: EnvBase) -> dict[str, int]:
                 f"{type(env).__name__}: expected actions under (group, 'action'), got the key "
                 f"{key!r}: expected a TorchRL multi-agent environment, such as VmasEnv or "
                 "PettingZooWrapper, with one action per agent."
+            )
+        if key[0] in RESERVED:
+            raise ValueError(
+                f"{type(env).__name__}: expected groups of other names than {sorted(RESERVED)}, "
+                f"entries that TorchRL writes, got {key[0]!r}: build the environment with another "
+                "`group_map`."
             )
     return {key[0]: check_action(key, specs[key]) for key in keys}
 

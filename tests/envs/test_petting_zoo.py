@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 
 import pytest
 import torch
+from torchrl.collectors import Collector
 from torchrl.envs import PettingZooWrapper
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_agentmixer import AgentMixerPolicy
+from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import available_envs, make_env, team_env
+from torchrl_agentmixer.envs.petting_zoo import petting_zoo_tasks
 from torchrl_agentmixer.groups import agent_groups, check_team, state_dim
 from torchrl_agentmixer.training.evaluation import can_render
 
@@ -83,10 +87,37 @@ def test_errors():
         make_env("pettingzoo/simple_spread_v3", max_cycle=3)
     with pytest.raises(ValueError, match=r"did you mean 'pettingzoo/simple_spread_v3'"):
         make_env("pettingzoo/simple_spred_v3")
-    with pytest.raises(ValueError, match=r"got \[\*B, 8, 7, 7, 3\].*ToTensorImage"):
-        make_env("pettingzoo/pursuit_v5")
     with pytest.raises(ValueError, match="`num_envs` >= 1, got 0"):
         make_env("pettingzoo/simple_spread_v3", num_envs=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes"),
+    [
+        ("pursuit_v5", {"pursuer": (3, 7, 7)}),  # images, channels last
+        ("knights_archers_zombies_v11", {"archer": (135,), "knight": (135,)}),  # matrices 27 x 5
+        ("collect_treasure_v1", {"collectors": (86,), "deposit": (84,)}),  # a reserved name
+    ],
+)
+def test_layouts_and_names_that_methods_read(task, shapes):
+    env = make_env(f"pettingzoo/{task}", num_envs=2, seed=0, reward="mean")
+    assert {group.name: group.observation_shape for group in agent_groups(env)} == shapes
+    policy = make_algorithm("mappo", env, 100).policy
+    batch = next(iter(Collector(env, policy, frames_per_batch=4, total_frames=-1)))
+    raw = import_module(petting_zoo_tasks()[task]).parallel_env()
+    for name, shape in shapes.items():
+        agents = [agent for agent in raw.possible_agents if agent.startswith(name.rstrip("s"))]
+        assert batch[name, "observation"].shape == (2, 2, len(agents), *shape)
+        assert math.prod(raw.observation_space(agents[0]).shape) == math.prod(shape)
+
+
+def test_images_are_those_of_the_task():
+    env = make_env("pettingzoo/pursuit_v5", num_envs=1, seed=5)
+    raw = import_module("pettingzoo.sisl.pursuit_v5").parallel_env()
+    raw.reset(seed=5)
+    data, (observations, _) = env.reset(), raw.reset()
+    images = [torch.as_tensor(observations[agent]).movedim(-1, 0) for agent in raw.agents]
+    torch.testing.assert_close(data["pursuer", "observation"][0], torch.stack(images))
 
 
 def test_batches_of_workers_are_not_rendered():

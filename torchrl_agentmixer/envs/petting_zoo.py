@@ -15,11 +15,19 @@ from typing import Any
 import gymnasium
 import torch
 from pettingzoo import ParallelEnv
-from torchrl.envs import EnvBase, PettingZooWrapper, SerialEnv
+from torchrl.envs import (
+    EnvBase,
+    FlattenObservation,
+    PettingZooWrapper,
+    SerialEnv,
+    ToTensorImage,
+    TransformedEnv,
+)
 
 from torchrl_agentmixer._choices import check_at_least, check_known, unknown_name
 from torchrl_agentmixer.envs.adapters import team_env
 from torchrl_agentmixer.envs.team_reward import TeamReward
+from torchrl_agentmixer.groups import RESERVED
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # else pygame prints a greeting
 
@@ -52,7 +60,8 @@ def petting_zoo_env(
     """Build a batch of one of PettingZoo's parallel tasks, by :func:`team_env`.
 
     The environments are stepped one after another. Agents that leave are masked, and an episode
-    ends when all have left. The state is the task's ``state()``, where it is one vector.
+    ends when all have left. The state is the task's ``state()``, where it is one vector. Images
+    have their channels first, and matrices are vectors.
 
     Args:
         task (str): such as ``"simple_spread_v3"``.
@@ -86,11 +95,31 @@ def _parallel_env(task: str, module: str, kwargs: Mapping[str, Any]) -> Callable
     return partial(function, **kwargs)
 
 
-def _wrapped(build: Callable[[], ParallelEnv]) -> PettingZooWrapper:
+def _wrapped(build: Callable[[], ParallelEnv]) -> EnvBase:
     env = build()
     space = getattr(env, "state_space", None)
     has_state = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+    options = {"return_state": has_state, "use_mask": True, "done_on_any": False}
     with warnings.catch_warnings():
         # It warns of every version of PettingZoo after 1.24.3; tests here use the present one.
         warnings.filterwarnings("ignore", "PettingZoo in TorchRL is tested", UserWarning)
-        return PettingZooWrapper(env, return_state=has_state, use_mask=True, done_on_any=False)
+        wrapped = PettingZooWrapper(env, **options)
+        if RESERVED & wrapped.group_map.keys():
+            names = {name: f"{name}s" if name in RESERVED else name for name in wrapped.group_map}
+            group_map = {names[name]: agents for name, agents in wrapped.group_map.items()}
+            wrapped = PettingZooWrapper(env, group_map=group_map, **options)
+    return _arrays_as_read(wrapped)
+
+
+def _arrays_as_read(env: EnvBase) -> EnvBase:
+    """Images ``[n_agents, H, W, C]`` with channels first, and matrices as vectors."""
+    specs = env.observation_spec_unbatched
+    keys = [(name, "observation") for name in env.group_map]
+    images = [key for key in keys if len(specs[key].shape) == 4]
+    matrices = [key for key in keys if len(specs[key].shape) == 3]
+    if images:
+        env = TransformedEnv(env, ToTensorImage(in_keys=images), auto_unwrap=False)
+    if matrices:
+        flat = FlattenObservation(-2, -1, in_keys=matrices)
+        env = TransformedEnv(env, flat, auto_unwrap=False)
+    return env
