@@ -200,7 +200,9 @@ def test_first_ratio_is_one(tmp_path, continuous):
 
 def test_the_team_has_one_advantage(tmp_path):
     """Agents of `navigation` have individual rewards."""
-    run = experiment(tmp_path, task=vmas("navigation"), config=algorithm(share_param_critic=False))
+    run = experiment(
+        tmp_path, task=vmas("navigation"), config=algorithm(share_param_critic=False, optimism=0.0)
+    )
     batch = next(iter(run.collector))
     theirs = super(type(run.algorithm), run.algorithm).process_batch("agents", batch.clone())
     theirs = theirs["agents", "advantage"]

@@ -113,7 +113,7 @@ def test_only_a_mixture_has_a_modified_share(num_components):
 
 
 CASES = [
-    ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0, "optimism": 0.0}),
+    ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0}),
     ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "team"}),
     ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "agent"}),
     ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "team"}),
@@ -126,7 +126,8 @@ def test_ratio_against_a_transcription(name, env_name, options):
     """PPO's clipped objective of the team's ratio (Eq. 13), or its mean over the agents' ratios."""
     torch.manual_seed(0)
     env = make_env(env_name, num_envs=32, seed=0)
-    algorithm = make_algorithm(name, env, 10_000, {**options, "clip_epsilon": 0.2})
+    options = {**options, "clip_epsilon": 0.2, "optimism": 0.0}
+    algorithm = make_algorithm(name, env, 10_000, options)
     data = collect(env, algorithm.policy).reshape(-1)
     data["advantage"] = torch.randn(*data.shape, 1)
     data["value_target"] = torch.randn(*data.shape, 1)

@@ -94,7 +94,9 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     lr: float = 1e-3
     lr_modifier: float = 1e-3
     epochs: int = 4
+    clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
     entropy_coeff: float = 0.0
+    optimism: Scheduled = _OPTIMISTIC
     ratio: Literal["team", "agent"] | None = None
 
     def __post_init__(self) -> None:
