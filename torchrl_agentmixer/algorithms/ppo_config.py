@@ -47,7 +47,7 @@ class ClippedUpdateConfig:
         input_norm: LayerNorm on the networks' inputs, as in the authors' networks.
         distribution: distribution of continuous actions, ``"normal"`` or ``"tanh_normal"``.
         compile: compile the losses by ``torch.compile`` at the first update, which takes up to a
-            minute. Numbers differ by rounding.
+            minute. Numbers differ by rounding, also those of a resumed run.
 
     Raises:
         TypeError: for a value of another type; the message names the field.
