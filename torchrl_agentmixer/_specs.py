@@ -16,7 +16,7 @@ from torchrl.data import (
 from torchrl.envs import EnvBase
 
 TEAM_ENV = "torchrl_agentmixer.envs.team_env(env)"
-_ONE_GROUP = (
+ONE_GROUP = (
     "Build the environment with one group per agent: a `group_map` such as "
     "`MarlGroupMapType.ONE_GROUP_PER_AGENT`."
 )
@@ -29,7 +29,7 @@ def check_equal_sizes(key: NestedKey, spec: TensorSpec) -> None:
     if isinstance(spec, Stacked | StackedComposite):
         raise ValueError(
             f"{key!r}: expected entries of one size for all agents of a group, got different "
-            f"ones. {_ONE_GROUP}"
+            f"ones. {ONE_GROUP}"
         )
 
 
@@ -51,7 +51,7 @@ def check_action(key: NestedKey, action: TensorSpec) -> int:
     got = f"got {type(action).__name__} {batched_shape(action)} of dtype {action.dtype}"
     if isinstance(action, Stacked):
         raise ValueError(
-            f"{key!r}: expected the same actions for all agents of a group, {got}. {_ONE_GROUP} "
+            f"{key!r}: expected the same actions for all agents of a group, {got}. {ONE_GROUP} "
             "Or give all agents the largest number of actions, and write an action mask."
         )
     if isinstance(action, OneHot):

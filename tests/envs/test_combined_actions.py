@@ -16,7 +16,12 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tests.envs.any_env import AnyEnv
 from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.envs import make_env, team_env
-from torchrl_agentmixer.envs.combined_actions import combinations, combine_actions, combined_mask
+from torchrl_agentmixer.envs.combined_actions import (
+    combinations,
+    combine_actions,
+    combined_mask,
+    option_places,
+)
 
 ACTIONS = {
     "MultiCategorical": (MultiCategorical([3, 2], shape=(2, 2)), [3, 2]),
@@ -72,7 +77,7 @@ def test_masks(options, data):
         all(bool(own[i]) for own, i in zip(split, choice, strict=True))
         for choice in itertools.product(*map(range, options))
     ]
-    assert combined_mask(torch.tensor(flags), options).tolist() == expected
+    assert combined_mask(torch.tensor(flags), option_places(options)).tolist() == expected
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)], ids=str)

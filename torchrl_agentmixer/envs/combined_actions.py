@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, MultiCategorical, TensorSpec
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 
+from torchrl_agentmixer._specs import ONE_GROUP, batched_shape
 from torchrl_agentmixer.envs.base import flag_spec
 
 MAX_COMBINATIONS = 1024
@@ -67,32 +68,33 @@ class CombinedActions(Transform):
     def __init__(self, env: EnvBase, choices: Mapping[NestedKey, Sequence[int]]) -> None:
         super().__init__(in_keys=[], out_keys=[])
         self.choices = dict(choices)
-        observed = env.observation_spec_unbatched
+        observed, actions = env.observation_spec_unbatched, env.full_action_spec_unbatched
         self.mask_keys = {}
-        for key, options in self.choices.items():
+        for index, (key, options) in enumerate(self.choices.items()):
+            table, places = combinations(options).to(actions[key].dtype), option_places(options)
+            self.register_buffer(f"table_{index}", table.to(env.device), persistent=False)
+            self.register_buffer(f"places_{index}", places.to(env.device), persistent=False)
             mask_key = (*key[:-1], "action_mask")
             if mask_key in observed.keys(True, True):
                 _check_mask(mask_key, observed[mask_key], sum(options))
                 self.mask_keys[key] = mask_key
 
     def _inv_call(self, data: TensorDictBase) -> TensorDictBase:
-        for key, dtype in self._dtypes.items():
-            action = data.get(key)
-            table = combinations(self.choices[key], action.device)
-            data.set(key, table[action].to(dtype))
+        for index, key in enumerate(self.choices):
+            data.set(key, self.get_buffer(f"table_{index}")[data.get(key)])
         return data
 
     def _call(self, data: TensorDictBase) -> TensorDictBase:
-        for key, mask_key in self.mask_keys.items():
-            mask = data.get(mask_key)
-            data.set(mask_key, combined_mask(mask, self.choices[key]))
+        for index, key in enumerate(self.choices):
+            if key in self.mask_keys:
+                mask, places = data.get(self.mask_keys[key]), self.get_buffer(f"places_{index}")
+                data.set(self.mask_keys[key], combined_mask(mask, places))
         return data
 
     def _reset(self, tensordict: TensorDictBase, reset: TensorDictBase) -> TensorDictBase:
         return self._call(reset)
 
     def transform_action_spec(self, spec: Composite) -> Composite:
-        self._dtypes = {key: spec[key].dtype for key in self.choices}
         for key, options in self.choices.items():
             action = spec[key]
             spec[key] = Categorical(
@@ -108,26 +110,36 @@ class CombinedActions(Transform):
         return spec
 
 
-def combinations(options: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
+def combinations(options: Sequence[int]) -> torch.Tensor:
     """All combinations of options, ``[product, choices]``, in the order of combined actions.
 
     Examples:
         >>> combinations([2, 3]).tolist()
         [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     """
-    ranges = [torch.arange(n, device=device) for n in options]
+    ranges = [torch.arange(n) for n in options]
     return torch.cartesian_prod(*ranges).reshape(-1, len(options))
 
 
-def combined_mask(mask: torch.Tensor, options: Sequence[int]) -> torch.Tensor:
+def option_places(options: Sequence[int]) -> torch.Tensor:
+    """Places of each combination's options in a mask of all options, ``[product, choices]``.
+
+    Examples:
+        >>> option_places([2, 3])[:2].tolist()
+        [[0, 2], [0, 3]]
+    """
+    return torch.tensor([0, *options[:-1]]).cumsum(0) + combinations(options)
+
+
+def combined_mask(mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Whether combinations are allowed, ``[*B, product]``, of a mask ``[*B, sum of options]``.
 
     Examples:
-        >>> combined_mask(torch.tensor([True, False, True, True, False]), [2, 3]).tolist()
+        >>> flags = torch.tensor([True, False, True, True, False])
+        >>> combined_mask(flags, option_places([2, 3])).tolist()
         [True, True, False, False, False, False]
     """
-    first = torch.tensor([0, *options[:-1]], device=mask.device).cumsum(0)
-    return mask[..., first + combinations(options, mask.device)].all(-1)
+    return mask[..., places].all(-1)
 
 
 def _options(key: NestedKey, action: TensorSpec) -> list[int]:
@@ -138,7 +150,7 @@ def _options(key: NestedKey, action: TensorSpec) -> list[int]:
         if (action.nvec != action.nvec[0]).any():
             raise ValueError(
                 f"{key!r}: expected the same choices for all agents of a group, got "
-                f"{action.nvec.tolist()} options: build the environment with one group per agent."
+                f"{action.nvec.tolist()} options. {ONE_GROUP}"
             )
         options = action.nvec[0].tolist()
     else:
@@ -155,5 +167,5 @@ def _check_mask(key: NestedKey, mask: TensorSpec, size: int) -> None:
     if mask.shape[-1] != size or len(mask.shape) != 2:
         raise ValueError(
             f"{key!r}: expected [*B, n_agents, {size}], a flag for each option of each choice, got "
-            f"[*B, {', '.join(map(str, mask.shape))}]."
+            f"{batched_shape(mask)}."
         )
