@@ -25,6 +25,7 @@ class World:
     prey: list[Cell | None]  # None: captured
     penalty: float
     events: Counter
+    capture_size: int = 2
 
     def neighbors(self, cell: Cell) -> int:
         return sum(abs(r - cell[0]) + abs(c - cell[1]) == 1 for r, c in self.predators)
@@ -45,10 +46,10 @@ class World:
             if cell is None:
                 continue
             near = self.neighbors(cell)
-            if near == 1:
+            if 0 < near < self.capture_size:
                 reward += self.penalty
                 self.events["lone"] += 1
-            if near >= 2:
+            if near >= self.capture_size:
                 reward += 10.0
                 self.prey[j] = None
                 self.events["caught"] += 1
@@ -100,11 +101,19 @@ def _step(env: PredatorPreyGridEnv, actions) -> TensorDict:
 
 
 @pytest.mark.parametrize(
-    ("grid_size", "n_predators", "n_prey", "view"),
-    [(5, 2, 1, 5), (4, 3, 2, 3), (3, 2, 3, 5), (6, 4, 3, 1), (2, 2, 1, 7)],
+    ("grid_size", "n_predators", "n_prey", "view", "capture_size"),
+    [
+        (5, 2, 1, 5, 2),
+        (4, 3, 2, 3, 2),
+        (3, 2, 3, 5, 2),
+        (6, 4, 3, 1, 2),
+        (2, 2, 1, 7, 2),
+        (3, 3, 2, 3, 3),
+        (4, 2, 2, 3, 1),
+    ],
 )
 def test_transitions_match_a_scalar_transcription(
-    grid_size, n_predators, n_prey, view, monkeypatch
+    grid_size, n_predators, n_prey, view, capture_size, monkeypatch
 ):
     num_envs, steps = 40, 40
     env = PredatorPreyGridEnv(
@@ -113,6 +122,7 @@ def test_transitions_match_a_scalar_transcription(
         n_predators=n_predators,
         n_prey=n_prey,
         view=view,
+        capture_size=capture_size,
         penalty=-1.5,
         max_steps=20,
         seed=0,
@@ -130,7 +140,7 @@ def test_transitions_match_a_scalar_transcription(
         after = stepped["next"]
         for k in range(num_envs):
             predators, prey, time = _read(env, before[k])
-            world = World(grid_size, predators, prey, -1.5, events)
+            world = World(grid_size, predators, prey, -1.5, events, capture_size)
             reward = world.step(actions[k].tolist(), drawn[-1][k].tolist())
             assert _read(env, after["state"][k])[:2] == (world.predators, world.prey)
             assert after["reward"][k].item() == pytest.approx(reward, abs=1e-5)
@@ -144,7 +154,9 @@ def test_transitions_match_a_scalar_transcription(
                 assert after["agents", "observation"][k, i].tolist() == pytest.approx(expected)
             there = world.predators + [cell for cell in world.prey if cell]
             assert len(set(there)) == len(there)  # no shared cells
-    needed = {"predator blocked", "lone", "caught", "retried", "no safe move"}
+    needed = {"predator blocked", "caught", "retried"}
+    if capture_size > 1:
+        needed |= {"lone", "no safe move"}
     assert not needed - {kind for kind, count in events.items() if count > 5}
 
 
@@ -254,6 +266,7 @@ def test_starting_positions_on_a_full_grid():
         ({"grid_size": 1}, "`grid_size` >= 2.*got 1"),
         ({"grid_size": 2, "n_prey": 3}, "room for 2 predators and 3 prey, got 2"),
         ({"view": 4}, "`view` >= 1, odd, got 4"),
+        ({"capture_size": 5}, "`capture_size` from 1 to 4.*got 5"),
         ({"penalty": 1.0}, "`penalty` <= 0.*got 1.0"),
         ({"prey_move_probs": (0.5, 0.5)}, r"`prey_move_probs`.* got \(0.5, 0.5\)"),
         (

@@ -21,16 +21,16 @@ _GONE = 0
 
 
 class PredatorPreyGridEnv(TeamEnv):
-    """Predator-prey on a grid: a capture takes two predators, and one alone pays a penalty.
+    """Predator-prey on a grid: a capture takes several predators, and fewer pay a penalty.
 
     The grid of AgentMixer's appendix (`arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_),
     after the predator-prey task of DICG (`arXiv 2006.11438 <https://arxiv.org/abs/2006.11438>`_).
     In one step the predators move in order, each into a free cell or not at all. Then each living
-    prey counts the predators in the four cells next to it: two or more capture it for
-    ``capture_reward``; exactly one costs ``penalty``. A living prey then samples a move, up to
-    five times, until the move leads next to no predator; otherwise it stays. A move into a wall or
-    an occupied cell has no effect. Every step costs ``step_cost``. All rewards are team rewards.
-    The episode terminates when no prey is left, and is truncated after ``max_steps``.
+    prey counts the predators in the four cells next to it: ``capture_size`` or more capture it for
+    ``capture_reward``; fewer, but not none, cost ``penalty``. A living prey then samples a move,
+    up to five times, until the move leads next to no predator; otherwise it stays. A move into a
+    wall or an occupied cell has no effect. Every step costs ``step_cost``. All rewards are team
+    rewards. The episode terminates when no prey is left, and is truncated after ``max_steps``.
 
     An agent observes ``[row, column, view * view cells, time]``, all in [0, 1]: its position, a 1
     for each cell with a living prey in the square around it, and the share of ``max_steps`` that
@@ -42,7 +42,9 @@ class PredatorPreyGridEnv(TeamEnv):
         grid_size (int): number of rows and of columns.
         n_predators (int): number of agents.
         n_prey (int): number of prey.
-        penalty (float): team reward when exactly one predator is next to a prey; the paper's P.
+        capture_size (int): predators next to a prey that capture it, from 1 to 4; 2 in the paper.
+        penalty (float): team reward when predators are next to a prey, but fewer than
+            ``capture_size``; the paper's P.
         spread (float): captures and lone attempts pay their reward plus or minus this number by a
             fair coin, with the same mean; 0 in the paper.
         capture_reward (float): team reward of a capture.
@@ -70,6 +72,7 @@ class PredatorPreyGridEnv(TeamEnv):
         grid_size: int = 5,
         n_predators: int = 2,
         n_prey: int = 1,
+        capture_size: int = 2,
         penalty: float = 0.0,
         spread: float = 0.0,
         capture_reward: float = 10.0,
@@ -92,6 +95,11 @@ class PredatorPreyGridEnv(TeamEnv):
                 f">= 2, with room for {n_predators} predators and {n_prey} prey",
             ),
             view=(view, view >= 1 and view % 2 == 1, ">= 1, odd"),
+            capture_size=(
+                capture_size,
+                1 <= capture_size <= 4,
+                "from 1 to 4, the cells next to a prey",
+            ),
             penalty=(penalty, penalty <= 0, "<= 0 (a reward)"),
             spread=(spread, spread >= 0, ">= 0"),
             prey_move_probs=(
@@ -113,7 +121,9 @@ class PredatorPreyGridEnv(TeamEnv):
         self._make_tables(grid_size, view)
         self._step_cost = step_cost
         self._spread = spread
-        self._rewards = torch.tensor([0.0, penalty, capture_reward], device=self.device)
+        self._capture_size = capture_size
+        by_predators = [0.0, *[penalty] * (capture_size - 1), capture_reward]
+        self._rewards = torch.tensor(by_predators, device=self.device)
         self._move_cdf = torch.tensor(prey_move_probs, device=self.device).cumsum(0)[:-1]
         # Cell numbers of predators, then of prey; see `_make_tables`.
         self._cells = torch.zeros(
@@ -174,12 +184,13 @@ class PredatorPreyGridEnv(TeamEnv):
         draws = self._offset[self._draw_prey_moves()]  # [N, n_prey, TRIES]
         reward = torch.full_like(self._time, -self._step_cost)
         for j in range(n, n + self.n_prey):
-            predators = (danger == self._cells[:, j, None]).sum(-1).clamp(max=2)
+            count = (danger == self._cells[:, j, None]).sum(-1)
+            predators = count.clamp(max=self._capture_size)
             reward = reward + self._rewards[predators]
             if self._spread:
                 coin = torch.where(self._rand(*self.batch_size) < 0.5, -1.0, 1.0)
                 reward = reward + self._spread * coin * (predators > 0)
-            self._cells[:, j].masked_fill_(predators == 2, _GONE)
+            self._cells[:, j].masked_fill_(predators == self._capture_size, _GONE)
             self._move(j, self._first_safe(self._cells[:, j], draws[:, j - n], danger))
         self._time = self._time + 1
         self._last_reward = reward
