@@ -264,16 +264,16 @@ def values(policy):
 
 
 def test_default_schedules():
-    """Correlation falls to zero in the first half; then the temperature falls."""
+    """Correlation falls to zero in the first quarter, the temperature in the second half."""
     policy, td = scouts()
     names = ("temperature", "strength", "consistency", "modified_share")
-    rows = {0.0: (1, 3, 0, 1), 0.25: (1, 1.5, 0, 1), 0.5: (1, 0, 0, 1), 0.7: (0.55, 0, 0, 1)}
+    rows = {0.0: (1, 3, 0, 1), 0.125: (1, 1.5, 0, 1), 0.25: (1, 0, 0, 1), 0.7: (0.55, 0, 0, 1)}
     rows[1.0] = (0.1, 0, 0, 1)
     assert values(policy) == pytest.approx(dict(zip(names, rows[0.0], strict=True)))
     for progress, row in rows.items():
         policy.anneal(progress)
         assert values(policy) == pytest.approx(dict(zip(names, row, strict=True)))
-    policy.anneal(0.5)
+    policy.anneal(0.25)
     product = policy.decentralized(deterministic=False).get_dist(td.clone())
     joint = policy.get_dist(td.clone())
     action = joint.sample((50,))

@@ -14,7 +14,7 @@ from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
-_ANNEALED = Schedule(3.0, 0.0, until=0.5)
+_ANNEALED = Schedule(3.0, 0.0, until=0.25)
 _SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.25)
 
 
@@ -45,7 +45,7 @@ class PlanSchedules:
 class IGCSchedules(PlanSchedules):
     r"""Coefficients of the discrete joint policy over training; numbers or schedules.
 
-    The defaults anneal the correlation to zero during the first half of training, and lower the
+    The defaults anneal the correlation to zero in the first quarter of training, and lower the
     temperature of the individual policies in the second half.
 
     Args:
