@@ -70,6 +70,8 @@ class Pair:
     def reset(self) -> TensorDictBase:
         real, stand_in = self.real.reset(), self.stand_in.reset()
         assert_same(real, stand_in)
+        for game, other in zip(games(self.real), games(self.stand_in), strict=True):
+            assert_same_positions(game.env, other.env)
         return real
 
     def step(self, data: TensorDictBase) -> TensorDictBase:
@@ -120,6 +122,13 @@ def copy_unit(unit, other) -> None:
     unit.place((other.pos.x, other.pos.y))
     unit.health = other.health
     unit.shield = other.shield if other.health > 0 else 0.0
+
+
+def assert_same_positions(real, stand_in) -> None:
+    sides = (real.agents, stand_in.agents), (real.enemies, stand_in.enemies)
+    for units, others in sides:
+        expected = [(unit.pos.x, unit.pos.y) for unit in units.values()]
+        assert [tuple(unit.position) for unit in others.values()] == expected
 
 
 def record(game, results: list) -> None:

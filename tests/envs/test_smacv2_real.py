@@ -126,6 +126,15 @@ def test_time_limit(packages):
     assert pair.last["real"][2]["episode_limit"] is True
 
 
+def test_a_battle_lost_at_the_time_limit(packages):
+    pair = pairs.Pair(packages, "smacv2/zerg_5_vs_5", num_envs=1, max_steps=1)
+    data = pair.reset()
+    kill(pairs.games(pair.real)[0], 1)
+    after = pair.step(choose(data, 0))["next"]
+    assert after["terminated"].all()
+    assert not after["truncated"].any()
+
+
 # The packages' interfaces.
 
 

@@ -130,8 +130,8 @@ def test_seed_and_options_reach_the_game(pysc2):
 
 def test_units_that_appear_late_count_once_in_the_scale_of_rewards(pysc2, monkeypatch):
     scales = []
-    for delay in (1, 4):
-        monkeypatch.setattr(pysc2.Game, "spawn_delay", delay)
+    for interval in (0, 2):
+        monkeypatch.setattr(pysc2.Game, "spawn_interval", interval)
         env = build(num_envs=1)
         env.reset()
         (game,) = games(env)
@@ -171,13 +171,20 @@ def test_a_crash_of_the_game_truncates(packages, monkeypatch):
     assert pair.real.step(pair.real.rand_action(data))["next", "reward"].isfinite().all()
 
 
-def test_a_lost_connection_at_a_reset(pysc2, monkeypatch):
+@pytest.mark.parametrize("command", ["kill_unit", "create_unit"])
+def test_a_lost_connection_at_a_reset(pysc2, monkeypatch, command):
     env = build(num_envs=1)
     env.rollout(3)
     (game,) = games(env)
-    monkeypatch.setattr(game.env._controller, "debug", gone)
+    debug = game.env._controller.debug
+
+    def lost(commands):
+        return gone() if getattr(commands[0], command) else debug(commands)
+
+    monkeypatch.setattr(game.env._controller, "debug", lost)
     data = env.reset()
     assert game.env.force_restarts == 1
+    assert {unit.tag for unit in game.env.agents.values()} < set(game.env._controller.game.units)
     assert data["agents", "alive"].all()
     env.step(env.rand_action(data))
 

@@ -73,6 +73,7 @@ class Game:
     """Units and their orders; random numbers are drawn with the game's seed."""
 
     spawn_delay = 1  # steps until created units appear
+    spawn_interval = 0  # more steps, for each unit that is there already
 
     def __init__(self, seed: int | None) -> None:
         if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
@@ -95,7 +96,7 @@ class Game:
                 request.owner,
                 _point(request.pos.x, request.pos.y),
                 kind,
-                self.spawn_delay,
+                self.spawn_delay + self.spawn_interval * len(self.units),
             )
 
     def kill(self, tags) -> None:
