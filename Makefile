@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Python compiles what it imports; pip would compile all files, which takes a minute.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: train test lint types unit soak docs linkcheck clean
+.PHONY: train test lint types unit smacv2 soak docs linkcheck clean
 
 train: $(STAMP)
 	$(BIN)/python examples/train.py
@@ -23,6 +23,11 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W error::SyntaxWarning -m pytest -n 2 --dist worksteal
+
+# SMACv2's code on a simulated game, and the stand-in for it in tests.
+smacv2: $(STAMP)
+	test -d build/smacv2 || git clone --quiet --depth 1 https://github.com/oxwhirl/smacv2 build/smacv2
+	SMACV2_SOURCE=build/smacv2 OMP_NUM_THREADS=1 $(BIN)/pytest tests/envs -k smacv2_real
 
 # Long tests (tests/conftest.py), runs killed thirty times each, and SOAK_MINUTES (10) of long ones.
 soak: $(STAMP)

@@ -319,6 +319,20 @@ def test_outputs_are_not_overwritten():
     assert all(test_conformance._same(a, b) for a, b in zip(kept, copies, strict=True))
 
 
+def test_resets_before_the_end_of_the_first_episode():
+    """Leave the game's process, and the scale of rewards, as they are."""
+    env = build(num_envs=1)
+    (game,) = games(env)
+    env.reset()
+    process, scale = game.env._sc2_proc, game.env.max_reward
+    health = sum(enemy.health_max + enemy.shield_max for enemy in game.env.enemies.values())
+    assert scale == 5 * 10 + 200 + health
+    env.rollout(3)
+    env.reset()
+    assert game.env._sc2_proc is process
+    assert game.env.max_reward == scale
+
+
 # The game's process and its errors.
 
 
@@ -355,8 +369,12 @@ def test_failed_resets_are_repeated(smacv2, monkeypatch):
 def test_resets_that_keep_failing(smacv2, monkeypatch):
     env = build(num_envs=1)
     calls = []
-    wrapper = smacv2.StarCraftCapabilityEnvWrapper
-    monkeypatch.setattr(wrapper, "reset", lambda self: calls.append(1))
+
+    def fails(self, config):
+        calls.append(config)
+        raise smacv2.CannotResetException("late")
+
+    monkeypatch.setattr(smacv2.StarCraft2Env, "_spawn", fails)
     with pytest.raises(RuntimeError, match=r"terran_5_vs_5 started no episode.*after 3 resets"):
         env.reset()
     assert len(calls) == 3

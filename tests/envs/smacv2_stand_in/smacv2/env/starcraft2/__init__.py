@@ -1,1 +1,1 @@
-"""Rendering of SMACv2."""
+"""The game, its features, and distributions of teams."""

@@ -1,0 +1,1 @@
+"""Unit types and errors of the connection."""

@@ -1,0 +1,5 @@
+"""Maps by name."""
+
+from .lib import get
+
+__all__ = ["get"]
