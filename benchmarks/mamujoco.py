@@ -28,7 +28,7 @@ from torchrl.collectors import MultiSyncCollector
 from torchrl.envs import EnvBase
 
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.envs.mamujoco_observations import TASKS, quiet_compiler
+from torchrl_agentmixer.envs.mamujoco_tasks import TASKS, quiet_compiler
 
 
 def reference(task: str):
