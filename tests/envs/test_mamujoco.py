@@ -188,13 +188,25 @@ def test_pushers_joints_of_one_label_have_one_order():
         assert one[0, :6].tolist() == [2, 9, 0, 7, 1, 8]
 
 
-@pytest.mark.parametrize("task", ["many_segment_ant_1x4", "many_segment_swimmer_3x4"])
-def test_many_segments_of_any_number_equal_gymnasium_robotics(task):
+@pytest.mark.parametrize(
+    ("task", "size"), [("many_segment_ant_1x4", (1, 16)), ("many_segment_swimmer_3x4", (3, 4))]
+)
+def test_many_segments_of_any_number_equal_gymnasium_robotics(task, size):
     env = make_env(f"mamujoco/{task}", num_envs=N, seed=3)
+    assert env.full_action_spec["agents", "action"].shape == (N, *size)
     raw = [reference(task) for _ in range(N)]
     torch.manual_seed(0)
     for _, after, result in follow(env, raw, STEPS):
         assert_same_rewards_and_ends(after, result)
+
+
+def test_jacobian_of_the_tendon_with_and_without_zeros():
+    """Older versions of MuJoCo have all entries, newer ones those of six joints."""
+    robot = make_team("coupled_half_cheetah_1p1").robot
+    dense = np.zeros((2, 18))
+    dense[:, [0, 1, 2, 9, 10, 11]] = sparse = np.arange(12.0).reshape(2, 6)
+    for given in (dense[:, None], sparse):
+        np.testing.assert_array_equal(robot.jacobian({"ten_J": given}), dense)
 
 
 @pytest.mark.parametrize(("task", "limit"), [("reacher_2x1", 50), ("pusher_3p", 100)])

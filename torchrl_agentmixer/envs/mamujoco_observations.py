@@ -30,7 +30,7 @@ ROBOTS: dict[str, type[Robot]] = {
     "Walker2d": robots.Walker2d,
 }
 # Partitions that gymnasium-robotics lacks: one agent per joint.
-_ONE_JOINT_EACH = ("ant_8x1", "humanoid_17x1", "humanoid_standup_17x1", "walker2d_6x1")
+ONE_JOINT_EACH = ("ant_8x1", "humanoid_17x1", "humanoid_standup_17x1", "walker2d_6x1")
 # Agents with different numbers of actions: one group each, so that actions are not padded.
 _OWN_GROUPS = {
     "humanoid_9_8": ("upper_body", "lower_body"),
@@ -123,7 +123,7 @@ def _graph(task: str, model: Any, partition: Partition | None) -> _Graph:
     from gymnasium_robotics import mamujoco_v1
 
     kind, name = robot_of(task)
-    each = task in _ONE_JOINT_EACH
+    each = task in ONE_JOINT_EACH
     parts, edges, root = mamujoco_v1.get_parts_and_edges(kind, None if each else name)
     nodes = [node for part in parts for node in part]
     if partition is not None:
