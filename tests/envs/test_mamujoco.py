@@ -171,6 +171,32 @@ def test_local_categories_equal_gymnasium_robotics(task, local):
         pass
 
 
+EVERYWHERE = {"qpos", "qvel", "qfrc_actuator"}
+BODIES = {"cinert", "cvel", "cfrc_ext"}
+CATEGORIES = {
+    "ant": EVERYWHERE | {"cfrc_ext"},
+    "coupled": EVERYWHERE | {"ten_J", "ten_length", "ten_velocity"},
+    "humanoid": EVERYWHERE | BODIES,
+    "many_segment_ant": EVERYWHERE | {"cfrc_ext"},
+    "reacher": EVERYWHERE | BODIES | {"fingertip_dist"},
+}
+
+
+@every_task
+def test_every_local_category(task):
+    known = {c for robot, some in CATEGORIES.items() if task.startswith(robot) for c in some}
+    known = known or EVERYWHERE
+    for category in set().union(*CATEGORIES.values()):
+        options = {"agent_obsk": 1, "local_categories": [[category]], "agent_one_hot": False}
+        if category in known:
+            env = make_env(f"mamujoco/{task}", **options)
+            data = env.rollout(3)
+            assert all(data[group, "observation"].isfinite().all() for group in env.group_map)
+        else:
+            with pytest.raises(ValueError, match=f"some of .*got .'{category}'"):
+                make_env(f"mamujoco/{task}", **options)
+
+
 def test_last_local_categories_are_repeated():
     short, long = (
         make_env("mamujoco/half_cheetah_6x1", seed=0, agent_obsk=2, local_categories=categories)

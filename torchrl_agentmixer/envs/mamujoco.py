@@ -62,10 +62,11 @@ class MaMujocoEnv(BatchedEnv):
             state.
         local_categories (sequence of sequences of str, optional): what an agent observes of joints
             at distance 0, 1, ...; the last one counts for all larger distances. ``"qpos"``,
-            ``"qvel"`` and ``"qfrc_actuator"`` exist for all joints; ``"cinert"``, ``"cvel"`` and
-            ``"cfrc_ext"`` for those of ants, humanoids and the reacher; ``"fingertip_dist"`` for
-            the reacher; ``"ten_J"``, ``"ten_length"`` and ``"ten_velocity"`` for the coupled half
-            cheetah. By default those of gymnasium-robotics.
+            ``"qvel"`` and ``"qfrc_actuator"`` exist for all joints; ``"cfrc_ext"`` for those of
+            ants, humanoids and the reacher; ``"cinert"`` and ``"cvel"`` for humanoids and the
+            reacher; ``"fingertip_dist"`` for the reacher; ``"ten_J"``, ``"ten_length"`` and
+            ``"ten_velocity"`` for the coupled half cheetah. By default those of
+            gymnasium-robotics.
         global_categories (sequence of str): root coordinates that all agents observe: ``"qpos"``
             and ``"qvel"``.
         partition (sequence or mapping, optional): the joints of each agent, by their names in the
@@ -122,8 +123,7 @@ class MaMujocoEnv(BatchedEnv):
             partition=partition,
             agent_one_hot=agent_one_hot,
         )
-        if max_steps is None:
-            max_steps = robot.max_steps
+        max_steps = robot.max_steps if max_steps is None else max_steps
         check_at_least("MaMujocoEnv", 1, max_steps=max_steps)
         super().__init__(num_envs, device)
         self.task = task

@@ -224,7 +224,8 @@ def _indices(
                 f"{task}: agents of group {group!r} have {sizes} actions, expected equal numbers: "
                 "give a mapping from groups to agents as `partition`."
             )
-        indices = range(first, first := first + len(members))
+        indices = range(first, first + len(members))
+        first += len(members)
         width = max(len(observed[i]) for i in indices)
         rows = []
         for i in indices:
@@ -266,7 +267,9 @@ def _levels(
 def _check_local(task: str, graph: _Graph, local_categories: Iterable[Any]) -> None:
     joints = [joint for agent in graph.agents for joint in agent]
     known = _OF_ALL_JOINTS | {name for joint in joints for name in joint.extra_obs}
-    if any(joint.bodies for joint in joints):
+    if any(joint.body_fn for joint in joints):  # of ants, whose contact forces it clips
+        known |= {"cfrc_ext"}
+    elif any(joint.bodies for joint in joints):
         known |= _OF_BODIES
     for level in local_categories:
         _check_categories(task, "local_categories", level, sorted(known))
