@@ -43,6 +43,7 @@ BUILDERS: dict[str, Build] = {
     ),
     "mamujoco/ant_4x2": _named("mamujoco/ant_4x2"),
     "mamujoco/humanoid_9_8": _named("mamujoco/humanoid_9_8"),  # two groups
+    "mamujoco/pusher_3p": _named("mamujoco/pusher_3p"),  # three groups
     "memory/recall": _named("memory/recall"),
     "vmas/predator_prey": _named("vmas/predator_prey", penalty=-1.0),
     "vmas no respawn": _named("vmas/predator_prey", respawn=False, catch_radius=1.5),
@@ -104,7 +105,7 @@ def test_layout(name):
         assert "reward" not in after[group].keys()  # noqa: SIM118
         assert "info" not in after[group].keys()  # noqa: SIM118
     assert rollout.device == env.device == torch.device("cpu")
-    if "tag" not in name and "humanoid" not in name:
+    if not any(task in name for task in ("tag", "humanoid", "pusher")):
         assert env.group_map == {"agents": [f"agent_{i}" for i in range(env.n_agents)]}
 
 

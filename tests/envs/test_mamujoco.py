@@ -11,75 +11,26 @@ import torch
 
 pytest.importorskip("gymnasium_robotics")
 
-from gymnasium_robotics import mamujoco_v1
 from tensordict import TensorDictBase
 from torchrl.envs import ParallelEnv, TransformedEnv, VecNormV2
 from torchrl.envs.utils import check_env_specs
 
+from tests.envs.mamujoco_reference import (
+    assert_same_rewards_and_ends,
+    assert_same_sight,
+    follow,
+    reference,
+    shares,
+)
 from torchrl_agentmixer.envs import MaMujocoEnv, available_envs, make_env, mamujoco_observations
-from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
+from torchrl_agentmixer.envs.mamujoco_observations import make_team
+from torchrl_agentmixer.envs.mamujoco_tasks import TASKS
 from torchrl_agentmixer.groups import agent_groups
 
 # Steps of each comparison; episodes have at most 1000.
 STEPS = int(os.environ.get("MAMUJOCO_STEPS", "100"))
 N = 2
 every_task = pytest.mark.parametrize("task", list(TASKS))
-
-
-def reference(task: str, obsk: int = 0, categories: tuple[str, ...] = ()):
-    robot, partition = TASKS[task]
-    each = None
-    if task in ("ant_8x1", "humanoid_17x1", "walker2d_6x1"):
-        (joints,), edges, root = mamujoco_v1.get_parts_and_edges(robot, None)
-        each = {"partition": [(joint,) for joint in joints], "edges": edges, "globals": root}
-    with quiet_compiler():
-        return mamujoco_v1.parallel_env(
-            robot,
-            partition,
-            agent_obsk=obsk,
-            agent_factorization=each,
-            global_categories=categories,
-        )
-
-
-def follow(env: MaMujocoEnv, references: list, steps: int, actions: float = 1.0):
-    """Step ``env`` and gymnasium-robotics; yield both tensordicts and the references' results.
-
-    Episodes start anew in both as they end.
-    """
-    data = env.reset()
-    for raw, seed in zip(references, env.seeds, strict=True):
-        assert_same_sight(env, data, env.seeds.index(seed), raw, raw.reset(seed=seed)[0])
-    for _ in range(steps):
-        action = env.full_action_spec.rand() * actions
-        stepped, data = env.step_and_maybe_reset(data.update(action))
-        for i, raw in enumerate(references):
-            result = raw.step(shares(env, action, i))
-            yield i, stepped["next"][i], result
-            assert_same_sight(env, stepped["next"], i, raw, result[0])
-            if stepped["next", "done"][i]:
-                assert_same_sight(env, data, i, raw, raw.reset()[0])
-
-
-def shares(env: MaMujocoEnv, action: TensorDictBase, i: int) -> dict[str, np.ndarray]:
-    return {
-        agent: action[group, "action"][i, k].numpy()
-        for group, agents in env.group_map.items()
-        for k, agent in enumerate(agents)
-    }
-
-
-def assert_same_sight(env, data, i, raw, observations):
-    """Observations, padding, one-hot and state are bit-equal in float32."""
-    np.testing.assert_array_equal(data["state"][i], raw.state().astype(np.float32))
-    names = [agent for agents in env.group_map.values() for agent in agents]
-    for group, agents in env.group_map.items():
-        for k, agent in enumerate(agents):
-            seen = data[group, "observation"][i, k].numpy()
-            expected = observations[agent].astype(np.float32)
-            np.testing.assert_array_equal(seen[: len(expected)], expected)
-            assert not seen[len(expected) : -len(names)].any()
-            assert seen[-len(names) :].tolist() == [float(name == agent) for name in names]
 
 
 @every_task
@@ -89,10 +40,8 @@ def test_equal_to_gymnasium_robotics(task, obsk, categories):
     env = make_env(f"mamujoco/{task}", num_envs=N, seed=3, **options)
     raw = [reference(task, obsk, categories) for _ in range(N)]
     torch.manual_seed(0)
-    for _, after, (_, rewards, terminated, truncated, _) in follow(env, raw, STEPS):
-        assert after["reward"].item() == np.float32(rewards["agent_0"])
-        assert after["terminated"].item() == terminated["agent_0"]
-        assert after["truncated"].item() == (truncated["agent_0"] and not terminated["agent_0"])
+    for _, after, result in follow(env, raw, STEPS):
+        assert_same_rewards_and_ends(after, result)
 
 
 @pytest.mark.parametrize("task", ["hopper_3x1", "walker2d_2x3", "walker2d_6x1"])
@@ -125,29 +74,171 @@ def test_actions_are_clamped_to_their_bounds(task):
         assert torch.equal(after[0][key], after[1][key])
 
 
+# Agents and actions per group, where the name of the task does not say it.
+SIZES = {
+    "coupled_half_cheetah_1p1": {"agents": (2, 6)},
+    "humanoid_9_8": {"upper_body": (1, 9), "lower_body": (1, 8)},
+    "humanoid_standup_9_8": {"upper_body": (1, 9), "lower_body": (1, 8)},
+    "many_segment_ant_2x3": {"agents": (2, 12)},
+    "many_segment_ant_3x1": {"agents": (3, 4)},
+    "pusher_3p": {"shoulder": (1, 3), "elbow": (1, 1), "wrist": (1, 3)},
+}
+
+
 @every_task
 def test_groups(task):
     env = make_env(f"mamujoco/{task}")
     groups = {group.name: group for group in agent_groups(env)}
-    if task == "humanoid_9_8":
-        sizes = {name: (group.n_agents, group.action_dim) for name, group in groups.items()}
-        assert sizes == {"upper_body": (1, 9), "lower_body": (1, 8)}
-        assert env.group_map == {"upper_body": ["agent_0"], "lower_body": ["agent_1"]}
-    else:
-        n_agents, joints = map(int, TASKS[task][1].removesuffix("d").split("x"))
-        assert (groups["agents"].n_agents, groups["agents"].action_dim) == (n_agents, joints)
-        assert env.group_map == {"agents": [f"agent_{i}" for i in range(n_agents)]}
-    bound = 0.4 if "humanoid" in task else 1.0
+    sizes = {name: (group.n_agents, group.action_dim) for name, group in groups.items()}
+    by_name = TASKS[task][1].removesuffix("d").split("x")
+    assert sizes == (SIZES.get(task) or {"agents": tuple(map(int, by_name))})
+    names = [agent for agents in env.group_map.values() for agent in agents]
+    assert names == [f"agent_{i}" for i in range(len(names))]
+    assert {name: len(agents) for name, agents in env.group_map.items()} == {
+        name: n_agents for name, (n_agents, _) in sizes.items()
+    }
+    bound = {"humanoid": 0.4, "pusher": 2.0}.get(task.split("_")[0], 1.0)
     assert all(torch.allclose(g.high, torch.tensor(bound)) for g in groups.values())
     assert all(torch.equal(g.low, -g.high) for g in groups.values())
-    moved = np.concatenate([g.actions.ravel() for g in agent_indices(task)[1].values()])
+    moved = np.concatenate([g.actions.ravel() for g in make_team(task).groups.values()])
     assert sorted(moved) == list(range(len(moved)))  # each joint belongs to one agent
 
 
 def test_groups_of_unequal_actions(monkeypatch):
     monkeypatch.setattr(mamujoco_observations, "_OWN_GROUPS", {})
     with pytest.raises(ValueError, match=r"humanoid_9_8: .*'agents' have \[9, 8\] actions"):
-        agent_indices("humanoid_9_8")
+        make_team("humanoid_9_8")
+
+
+OWN_PARTS = [  # joints of each agent, and their indices in the robot's action
+    (
+        "half_cheetah_6x1",
+        [["ffoot", "bfoot"], ["fthigh", "bthigh"], ["fshin", "bshin"]],
+        [[5, 2], [3, 0], [4, 1]],
+    ),
+    (
+        "ant_4x2",
+        [
+            ["hip_4", "hip_1", "hip_2", "hip_3"],
+            ["ankle_4", "ankle_1", "ankle_2", "ankle_3"],
+        ],
+        [[0, 2, 4, 6], [1, 3, 5, 7]],
+    ),
+    ("many_segment_swimmer_2x2", [["rot3"], ["rot1"], ["rot0"], ["rot2"]], [[3], [1], [0], [2]]),
+    (
+        "pusher_3p",
+        {
+            "rolls": [["r_upper_arm_roll_joint", "r_forearm_roll_joint", "r_wrist_roll_joint"]],
+            "others": [
+                ["r_shoulder_lift_joint", "r_elbow_flex_joint"],
+                ["r_wrist_flex_joint", "r_shoulder_pan_joint"],
+            ],
+        },
+        [[2, 4, 6], [1, 3], [5, 0]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "partition", "parts"), OWN_PARTS)
+@pytest.mark.parametrize("obsk", [0, 1])
+def test_own_partitions_equal_gymnasium_robotics(task, partition, parts, obsk):
+    options = {"agent_obsk": obsk, "partition": partition}
+    env = make_env(f"mamujoco/{task}", num_envs=N, seed=3, **options)
+    assert list(env.group_map) == (list(partition) if task == "pusher_3p" else ["agents"])
+    raw = [reference(task, obsk, parts=parts) for _ in range(N)]
+    torch.manual_seed(0)
+    for _, after, result in follow(env, raw, STEPS):
+        assert_same_rewards_and_ends(after, result)
+
+
+@pytest.mark.parametrize(
+    ("task", "local"),
+    [
+        ("ant_4x2", [["cfrc_ext"], ["qvel", "cfrc_ext"]]),
+        ("coupled_half_cheetah_1p1", [["ten_length", "qvel"]]),
+        ("half_cheetah_6x1", [["qfrc_actuator", "qpos"], ["qvel"], ["qpos"]]),
+        ("humanoid_9_8", [["cvel"], ["cinert", "qvel"]]),
+        ("many_segment_ant_2x2", [["qpos"], ["cfrc_ext", "qvel"]]),
+        ("reacher_2x1", [["cinert", "qpos"], ["fingertip_dist", "cvel"]]),
+    ],
+)
+def test_local_categories_equal_gymnasium_robotics(task, local):
+    obsk = len(local) - 1
+    env = make_env(f"mamujoco/{task}", num_envs=N, seed=3, agent_obsk=obsk, local_categories=local)
+    raw = [reference(task, obsk, local=local) for _ in range(N)]
+    torch.manual_seed(0)
+    for _ in follow(env, raw, STEPS):
+        pass
+
+
+EVERYWHERE = {"qpos", "qvel", "qfrc_actuator"}
+BODIES = {"cinert", "cvel", "cfrc_ext"}
+CATEGORIES = {
+    "ant": EVERYWHERE | {"cfrc_ext"},
+    "coupled": EVERYWHERE | {"ten_J", "ten_length", "ten_velocity"},
+    "humanoid": EVERYWHERE | BODIES,
+    "many_segment_ant": EVERYWHERE | {"cfrc_ext"},
+    "reacher": EVERYWHERE | BODIES | {"fingertip_dist"},
+}
+
+
+@every_task
+def test_every_local_category(task):
+    known = {c for robot, some in CATEGORIES.items() if task.startswith(robot) for c in some}
+    known = known or EVERYWHERE
+    for category in set().union(*CATEGORIES.values()):
+        options = {"agent_obsk": 1, "local_categories": [[category]], "agent_one_hot": False}
+        if category in known:
+            env = make_env(f"mamujoco/{task}", **options)
+            data = env.rollout(3)
+            assert all(data[group, "observation"].isfinite().all() for group in env.group_map)
+        else:
+            with pytest.raises(ValueError, match=f"some of .*got .'{category}'"):
+                make_env(f"mamujoco/{task}", **options)
+
+
+def test_last_local_categories_are_repeated():
+    short, long = (
+        make_env("mamujoco/half_cheetah_6x1", seed=0, agent_obsk=2, local_categories=categories)
+        for categories in ([["qpos"], ["qvel"]], [["qpos"], ["qvel"], ["qvel"]])
+    )
+    assert torch.equal(
+        short.reset()["agents", "observation"], long.reset()["agents", "observation"]
+    )
+
+
+def test_pushers_joints_of_one_label_have_one_order():
+    """Gymnasium-robotics sorts joints by label, and three of them share one."""
+    columns = [make_team("pusher_3p").groups["shoulder"].observations for _ in range(5)]
+    for one in columns:
+        assert one[0, :6].tolist() == [2, 9, 0, 7, 1, 8]
+
+
+@pytest.mark.parametrize(
+    ("task", "size"), [("many_segment_ant_1x4", (1, 16)), ("many_segment_swimmer_3x4", (3, 4))]
+)
+def test_many_segments_of_any_number_equal_gymnasium_robotics(task, size):
+    env = make_env(f"mamujoco/{task}", num_envs=N, seed=3)
+    assert env.full_action_spec["agents", "action"].shape == (N, *size)
+    raw = [reference(task) for _ in range(N)]
+    torch.manual_seed(0)
+    for _, after, result in follow(env, raw, STEPS):
+        assert_same_rewards_and_ends(after, result)
+
+
+def test_jacobian_of_the_tendon_with_and_without_zeros():
+    """Older versions of MuJoCo have all entries, newer ones those of six joints."""
+    robot = make_team("coupled_half_cheetah_1p1").robot
+    dense = np.zeros((2, 18))
+    dense[:, [0, 1, 2, 9, 10, 11]] = sparse = np.arange(12.0).reshape(2, 6)
+    for given in (dense[:, None], sparse):
+        np.testing.assert_array_equal(robot.jacobian({"ten_J": given}), dense)
+
+
+@pytest.mark.parametrize(("task", "limit"), [("reacher_2x1", 50), ("pusher_3p", 100)])
+def test_time_limits_are_those_of_gymnasium(task, limit):
+    assert make_env(f"mamujoco/{task}").rollout(limit + 1).shape[1] == limit
+    assert make_env(f"mamujoco/{task}", max_steps=7).rollout(limit).shape[1] == 7
 
 
 @pytest.mark.parametrize("full", [None, "full"])
@@ -179,6 +270,25 @@ def test_no_one_hot_and_padding():
         ({"agent_obsk": "all"}, r"`agent_obsk`.*'full' for the state, got 'all'"),
         ({"global_categories": "qpos"}, r"`global_categories`.*sequence.*got 'qpos'"),
         ({"global_categories": ("qpos", "cvel")}, r"\('qpos', 'qvel'\), got \('qpos', 'cvel'\)"),
+        ({"local_categories": "qpos"}, r"`local_categories`.*one sequence.*got 'qpos'"),
+        ({"local_categories": ["qpos"]}, r"`local_categories`.*sequence of.*got 'qpos'"),
+        ({"local_categories": []}, r"`local_categories`.*at most 1.*got \[\]"),
+        ({"local_categories": [["qpos"]] * 2}, r"at most 1 with `agent_obsk=0`, got \[\["),
+        ({"local_categories": [["cvel"]]}, r"\('qfrc_actuator', 'qpos', 'qvel'\), got \['cvel'\]"),
+        ({"agent_obsk": None, "local_categories": [["qpos"]]}, r"at most 0 with `agent_obsk=None`"),
+        ({"partition": [["thigh_joint"], ["leg_join"]]}, r"`partition`.* 'leg_join'; did you mean"),
+        ({"partition": [["thigh_joint"], ["leg_joint"]]}, r"one agent, got 'foot_joint' 0 times"),
+        (
+            {"partition": [["thigh_joint"] * 2]},
+            r"got 'thigh_joint' 2 times. Joints: thigh_joint, leg",
+        ),
+        (
+            {"partition": [["thigh_joint", "leg_joint"], ["foot_joint"]]},
+            r"'agents' have \[2, 1\] actions, expected equal numbers: give a mapping",
+        ),
+        ({"partition": {"state": [["foot_joint"]]}}, r"other than \('state', .*got 'state': \["),
+        ({"partition": {"leg.left": [["foot_joint"]]}}, r"names of groups.*got 'leg.left'"),
+        ({"partition": {"legs": []}}, r"at least one agent each, got 'legs': \[\]"),
         ({"max_steps": 0}, r"`max_steps` >= 1, got 0"),
         ({"num_threads": 0}, r"`num_threads` >= 1, got 0"),
         ({"agent_obs": 1}, r"'agent_obs'; did you mean 'agent_obsk'"),
@@ -194,6 +304,10 @@ def test_unknown_tasks():
         MaMujocoEnv("ant_4x3")
     with pytest.raises(ValueError, match="'mamujoco/hopper_3x2'; did you mean 'mamujoco/hopper"):
         make_env("mamujoco/hopper_3x2")
+    with pytest.raises(ValueError, match="unknown environment 'mamujoco/many_segment_ant_0x2'"):
+        make_env("mamujoco/many_segment_ant_0x2")
+    with pytest.raises(ValueError, match="many_segment_swimmer_1x1: expected at least 2 segments"):
+        make_env("mamujoco/many_segment_swimmer_1x1")
     assert {f"mamujoco/{task}" for task in TASKS} <= set(available_envs())
 
 

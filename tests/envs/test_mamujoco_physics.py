@@ -17,11 +17,12 @@ import gymnasium
 import mujoco
 
 from torchrl_agentmixer.envs import MaMujocoEnv, make_env, mamujoco_physics
-from torchrl_agentmixer.envs.mamujoco_observations import TASKS, quiet_compiler
+from torchrl_agentmixer.envs.mamujoco_tasks import TASKS, quiet_compiler
 from torchrl_agentmixer.envs.simulation import load_simulation_state, simulation_state
 
 # Steps of each comparison.
 STEPS = int(os.environ.get("MAMUJOCO_STEPS", "100"))
+SOME_TASKS = ("ant_4x2", "coupled_half_cheetah_1p1", "half_cheetah_6x1", "humanoid_9_8")
 needs_opengl = pytest.mark.skipif(
     not (find_library("EGL") or find_library("OSMesa")),
     reason="MuJoCo draws with EGL or OSMesa, and this machine has neither",
@@ -106,7 +107,7 @@ def test_threads_and_the_loop_are_equal(task, loop):
 
 
 @needs_batch
-@pytest.mark.parametrize("task", ["ant_4x2", "half_cheetah_6x1", "humanoid_9_8"])
+@pytest.mark.parametrize("task", [*SOME_TASKS, "pusher_3p"])
 def test_resume_in_the_other_kind(task, loop):
     """A simulation state of a batch resumes in the loop, and the reverse."""
     torch.manual_seed(0)
@@ -115,7 +116,7 @@ def test_resume_in_the_other_kind(task, loop):
     for source, target in ((batch, other), (other, batch)):
         data = source.rollout(30, break_when_any_done=False)["next"][:, -1]
         assert load_simulation_state(target, simulation_state(source))
-        partial_reset = data.select("agents", "upper_body", "lower_body", "state", strict=False)
+        partial_reset = data.select(*source.group_map, "state")
         partial_reset["_reset"] = torch.tensor([[False], [True], [False]])
         data = [env.reset(partial_reset.clone()) for env in (source, target)]
         assert (data[0] == data[1]).all()
@@ -127,7 +128,7 @@ def test_resume_in_the_other_kind(task, loop):
 
 
 @needs_batch
-@pytest.mark.parametrize("task", ["ant_4x2", "half_cheetah_6x1", "humanoid_9_8"])
+@pytest.mark.parametrize("task", SOME_TASKS)
 def test_unstable_simulations_are_equal(task, loop):
     """MuJoCo resets a simulation whose velocities are too large."""
     options = {"num_envs": 3, "seed": 1}
@@ -169,6 +170,18 @@ def test_images_equal_those_of_gymnasium(task, kind, loop):
                 np.testing.assert_array_equal(image, raw[i].render())
     for simulator in raw:
         simulator.close()
+    env.close()
+
+
+@needs_opengl
+@pytest.mark.parametrize("task", ["coupled_half_cheetah_1p1", "many_segment_ant_2x1", "pusher_3p"])
+def test_images_of_other_robots(task):
+    env = make_env(f"mamujoco/{task}", num_envs=2, seed=0)
+    env.rollout(20)
+    images = [env.render(i) for i in (0, 1, 0)]
+    np.testing.assert_array_equal(images[0], images[2])
+    assert images[0].shape == (480, 480, 3)
+    assert (images[0] != images[1]).any()
     env.close()
 
 

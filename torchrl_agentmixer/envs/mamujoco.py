@@ -15,9 +15,9 @@ from torchrl.data import Bounded, TensorSpec, Unbounded
 
 from torchrl_agentmixer._choices import check_at_least
 from torchrl_agentmixer.envs.base import BatchedEnv
-from torchrl_agentmixer.envs.mamujoco_observations import TASKS, agent_indices, quiet_compiler
+from torchrl_agentmixer.envs.mamujoco_observations import Partition, make_team
 from torchrl_agentmixer.envs.mamujoco_physics import SimulatorError, make_physics
-from torchrl_agentmixer.envs.mamujoco_robots import ROBOTS
+from torchrl_agentmixer.envs.mamujoco_tasks import make_simulator
 from torchrl_agentmixer.envs.optional import require
 from torchrl_agentmixer.envs.simulation import check_shape
 
@@ -39,26 +39,42 @@ class MaMujocoEnv(BatchedEnv):
 
     in float32, with angles in rad and lengths in m, and reads ``("agents", "action")``
     ``[*B, n_agents, a]``, torques relative to the actuators' gear. Actions are clamped to their
-    bounds, also in the reward's control cost. ``"humanoid_9_8"``, whose agents have 9 and 8
-    actions, has two groups, ``"upper_body"`` and ``"lower_body"``.
+    bounds, also in the reward's control cost. Agents with different numbers of actions are in
+    different groups: ``"upper_body"`` and ``"lower_body"`` of ``"humanoid_9_8"`` and
+    ``"humanoid_standup_9_8"``, and ``"shoulder"``, ``"elbow"`` and ``"wrist"`` of ``"pusher_3p"``.
 
     The simulators run on threads of ``mujoco.batch``, outside of Python. Results do not depend on
     the number of threads. MuJoCo before 3.17 lacks it; a Python loop then gives the same results.
 
     Args:
         task (str): ``"ant_2x4"``, ``"ant_2x4d"``, ``"ant_4x2"``, ``"ant_8x1"``,
-            ``"half_cheetah_2x3"``, ``"half_cheetah_6x1"``, ``"hopper_3x1"``, ``"humanoid_17x1"``,
-            ``"humanoid_9_8"``, ``"walker2d_2x3"`` or ``"walker2d_6x1"``.
+            ``"coupled_half_cheetah_1p1"``, ``"half_cheetah_2x3"``, ``"half_cheetah_6x1"``,
+            ``"hopper_3x1"``, ``"humanoid_17x1"``, ``"humanoid_9_8"``,
+            ``"humanoid_standup_17x1"``, ``"humanoid_standup_9_8"``, ``"many_segment_ant_NxM"`` or
+            ``"many_segment_swimmer_NxM"`` (``N`` agents with ``M`` segments each),
+            ``"pusher_3p"``, ``"reacher_2x1"``, ``"swimmer_2x1"``, ``"walker2d_2x3"`` or
+            ``"walker2d_6x1"``.
 
     Keyword Args:
         num_envs (int): environments in the batch.
         agent_obsk (int, optional): an agent observes the joints up to this number of edges from
             its joints in the robot's graph: 0 for its joints only, ``None`` or ``"full"`` for the
             state.
+        local_categories (sequence of sequences of str, optional): what an agent observes of joints
+            at distance 0, 1, ...; the last one counts for all larger distances. ``"qpos"``,
+            ``"qvel"`` and ``"qfrc_actuator"`` exist for all joints; ``"cfrc_ext"`` for those of
+            ants, humanoids and the reacher; ``"cinert"`` and ``"cvel"`` for humanoids and the
+            reacher; ``"fingertip_dist"`` for the reacher; ``"ten_J"``, ``"ten_length"`` and
+            ``"ten_velocity"`` for the coupled half cheetah. By default those of
+            gymnasium-robotics.
         global_categories (sequence of str): root coordinates that all agents observe: ``"qpos"``
             and ``"qvel"``.
+        partition (sequence or mapping, optional): the joints of each agent, by their names in the
+            robot's model, instead of the task's own partition: one sequence of names per agent.
+            Agents with different numbers of joints need a mapping from group names to agents.
         agent_one_hot (bool): whether an observation ends with the agent's one-hot.
-        max_steps (int): time limit of an episode, in steps.
+        max_steps (int, optional): time limit of an episode, in steps; by default gymnasium's: 50
+            for the reacher, 100 for the pusher, otherwise 1000.
         num_threads (int): threads of the simulators, at most one per environment; no effect
             with MuJoCo before 3.17.
         device (optional): device of the tensordicts.
@@ -74,6 +90,12 @@ class MaMujocoEnv(BatchedEnv):
         >>> rollout = env.rollout(3)
         >>> rollout["agents", "observation"].shape, rollout["next", "reward"].shape
         (torch.Size([4, 3, 6, 8]), torch.Size([4, 3, 1]))
+
+        Agents of one half cheetah that are its thighs, shins and feet:
+
+        >>> parts = [["bthigh", "fthigh"], ["bshin", "fshin"], ["bfoot", "ffoot"]]
+        >>> MaMujocoEnv("half_cheetah_6x1", partition=parts).rollout(3)["agents", "action"].shape
+        torch.Size([1, 3, 3, 2])
     """
 
     def __init__(
@@ -82,33 +104,36 @@ class MaMujocoEnv(BatchedEnv):
         *,
         num_envs: int = 1,
         agent_obsk: int | Literal["full"] | None = 0,
+        local_categories: Sequence[Sequence[str]] | None = None,
         global_categories: Sequence[str] = (),
+        partition: Partition | None = None,
         agent_one_hot: bool = True,
-        max_steps: int = 1000,
+        max_steps: int | None = None,
         num_threads: int = 1,
         device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
         require("mamujoco")
-        counts = {"num_envs": num_envs, "max_steps": max_steps, "num_threads": num_threads}
-        check_at_least("MaMujocoEnv", 1, **counts)
-        layout, groups = agent_indices(
+        check_at_least("MaMujocoEnv", 1, num_envs=num_envs, num_threads=num_threads)
+        robot, layout, groups = make_team(
             task,
             agent_obsk=agent_obsk,
+            local_categories=local_categories,
             global_categories=global_categories,
+            partition=partition,
             agent_one_hot=agent_one_hot,
         )
+        max_steps = robot.max_steps if max_steps is None else max_steps
+        check_at_least("MaMujocoEnv", 1, max_steps=max_steps)
         super().__init__(num_envs, device)
         self.task = task
         self.max_steps = max_steps
         self.group_map = {name: group.agents for name, group in groups.items()}
         self.n_agents = sum(len(group.agents) for group in groups.values())
-        kind = TASKS[task][0]
-        robot = _make_simulator(kind)
-        self._robot = ROBOTS[kind](robot)
+        self._robot = robot
         self._cameras: dict[int, Any] = {}  # simulators of the environments that were rendered
         threads = min(num_threads, num_envs)
-        self._physics = make_physics(robot.model, num_envs, threads, self._robot.fields)
+        self._physics = make_physics(robot.simulator.model, num_envs, threads, robot.fields)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._positions = np.zeros(num_envs)
         self._rows = np.zeros((num_envs, layout.one + 1), dtype=np.float32)
@@ -166,11 +191,7 @@ class MaMujocoEnv(BatchedEnv):
 
     def _write_rows(self, indices: np.ndarray | slice) -> None:
         """Write the states and velocities of some robots."""
-        parts, start = self._robot.state(self._physics.fields), 0
-        for part in (*parts, self._physics.fields["qvel"]):
-            flat = part.reshape(len(part), -1)
-            self._rows[indices, start : start + flat.shape[1]] = flat[indices]
-            start += flat.shape[1]
+        self._rows[indices, :-2] = self._robot.row(self._physics.fields)[indices]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._read_actions(tensordict)
@@ -258,7 +279,7 @@ class MaMujocoEnv(BatchedEnv):
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
         if env_index not in self._cameras:
-            self._cameras[env_index] = _make_simulator(TASKS[self.task][0])
+            self._cameras[env_index] = make_simulator(self.task)
         simulator = self._cameras[env_index]
         self._physics.copy_data(env_index, simulator.data)
         try:
@@ -277,10 +298,3 @@ class MaMujocoEnv(BatchedEnv):
         for simulator in (self._robot.simulator, *self._cameras.values()):
             simulator.close()
         super().close(raise_if_closed=raise_if_closed)
-
-
-def _make_simulator(kind: str) -> Any:
-    import gymnasium
-
-    with quiet_compiler():
-        return gymnasium.make(f"{kind}-v5", render_mode="rgb_array").unwrapped

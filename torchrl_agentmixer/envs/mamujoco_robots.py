@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,19 @@ class Robot:
 
     Args:
         simulator: gymnasium's robot, whose weights and limits count.
+        categories: what agents observe of joints: fields of ``MjData``, or of ``categories``.
     """
 
     fields: tuple[str, ...] = ("qpos", "qvel")
+    categories: tuple[str, ...] = ("qpos", "qvel")  # by default, of an agent's own joints
+    max_steps = 1000  # time limit of an episode
     hidden = 1  # first positions, which the state excludes
     normal = False  # whether the velocities of a reset are normal; uniform otherwise
 
-    def __init__(self, simulator: Any) -> None:
+    def __init__(self, simulator: Any, categories: Iterable[str] = ()) -> None:
         self.simulator = simulator
+        self._more = sorted(set(categories) - set(self.categories))
+        self.fields = tuple(dict.fromkeys((*self.fields, *self._more)))
 
     def initial(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Sample positions and velocities of a reset."""
@@ -60,11 +65,53 @@ class Robot:
         """Consecutive parts of the state, ``[num_envs, ...]``."""
         return [fields["qpos"][:, self.hidden :], fields["qvel"]]
 
+    def observed(self, fields: Fields) -> list[np.ndarray]:
+        """What agents may observe that the state lacks, ``[num_envs, ...]``."""
+        return [fields["qpos"], fields["qvel"], *(fields[name] for name in self._more)]
+
+    def row(self, fields: Fields) -> np.ndarray:
+        """The state, then ``observed``, as one row per robot, ``[num_envs, columns]``."""
+        parts = (*self.state(fields), *self.observed(fields))
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+
 
 class HalfCheetah(Robot):
     """Robot that does not terminate."""
 
     normal = True
+
+
+class CoupledHalfCheetah(HalfCheetah):
+    """Two half cheetahs that a tendon connects; their mean reward."""
+
+    fields = ("qpos", "qvel", "ten_J", "ten_length", "ten_velocity")
+    categories = fields
+
+    def position(self, fields: Fields) -> np.ndarray:
+        return fields["qpos"][:, [0, 9]].mean(1)
+
+    def costs(self, fields: Fields, actions: np.ndarray) -> np.ndarray:
+        return super().costs(fields, actions) / 2
+
+    def state(self, fields: Fields) -> list[np.ndarray]:
+        qpos, jacobian = fields["qpos"], self.jacobian(fields)[:, [0, 1, 9, 10]]
+        tendon = [jacobian, fields["ten_length"], fields["ten_velocity"]]
+        return [qpos[:, 1:9], qpos[:, 10:], fields["qvel"], *tendon]
+
+    def jacobian(self, fields: Fields) -> np.ndarray:
+        """Jacobian of the tendon, ``[num_envs, nv]``; the newer versions of MuJoCo omit zeros."""
+        values, model = fields["ten_J"].reshape(len(fields["ten_J"]), -1), self.simulator.model
+        if values.shape[1] == model.nv:
+            return values
+        dense = np.zeros((len(values), model.nv))
+        dense[:, model.ten_J_colind] = values
+        return dense
+
+
+class Swimmer(Robot):
+    """Robot of segments in a fluid, also of many segments."""
+
+    hidden = 2
 
 
 class Hopper(Robot):
@@ -97,6 +144,7 @@ class Ant(Robot):
     """Robot on four legs, which observes clipped contact forces."""
 
     fields = ("qpos", "qvel", "xpos", "cfrc_ext")
+    categories = ("qpos", "qvel", "cfrc_ext")
     hidden = 2
     normal = True
 
@@ -125,6 +173,7 @@ class Humanoid(Robot):
     """Robot with arms and legs, which observes inertias, forces and velocities of its bodies."""
 
     fields = ("qpos", "qvel", "ctrl", "xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    categories = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
     hidden = 2
 
     def position(self, fields: Fields) -> np.ndarray:
@@ -136,10 +185,14 @@ class Humanoid(Robot):
         return (low < fields["qpos"][:, 2]) & (fields["qpos"][:, 2] < high)
 
     def costs(self, fields: Fields, actions: np.ndarray) -> np.ndarray:
+        weight, bounds = self._contact_cost
         forces = fields["cfrc_ext"].reshape(len(actions), -1)
-        contact = self.simulator._contact_cost_weight * np.square(forces).sum(1)
-        control = super().costs(fields, fields["ctrl"])
-        return control + contact.clip(*self.simulator._contact_cost_range)
+        contact = weight * np.square(forces).sum(1)
+        return super().costs(fields, fields["ctrl"]) + contact.clip(*bounds)
+
+    @property
+    def _contact_cost(self) -> tuple[float, tuple[float, float]]:
+        return self.simulator._contact_cost_weight, self.simulator._contact_cost_range
 
     def state(self, fields: Fields) -> list[np.ndarray]:
         bodies = [fields[name][:, 1:] for name in ("cinert", "cvel")]
@@ -147,6 +200,17 @@ class Humanoid(Robot):
         return [*super().state(fields), *bodies, *forces]
 
 
-ROBOTS: dict[str, type[Robot]] = {
-    kind.__name__: kind for kind in (Ant, HalfCheetah, Hopper, Humanoid, Walker2d)
-}
+class HumanoidStandup(Humanoid):
+    """Robot that lies on the ground and is rewarded for its height; it does not terminate."""
+
+    healthy = Robot.healthy
+
+    @property
+    def _contact_cost(self) -> tuple[float, tuple[float, float]]:
+        return self.simulator._impact_cost_weight, self.simulator._impact_cost_range
+
+    def reward(
+        self, fields: Fields, actions: np.ndarray, velocity: np.ndarray, healthy: np.ndarray
+    ) -> np.ndarray:
+        height = fields["qpos"][:, 2] / self.simulator.model.opt.timestep
+        return height - self.costs(fields, actions) + 1

@@ -19,7 +19,7 @@ from torchrl_agentmixer.envs.continuous_games import (
     SmoothMatrixGame,
     two_quadratics,
 )
-from torchrl_agentmixer.envs.mamujoco_observations import TASKS
+from torchrl_agentmixer.envs.mamujoco_tasks import TASKS, is_task
 from torchrl_agentmixer.envs.matrix_games import (
     MatrixGameEnv,
     climbing,
@@ -193,6 +193,9 @@ def make_env(
     if name in _BUILDERS:
         _check_options(name, _BUILDERS[name], kwargs)
         return _BUILDERS[name](**options)
+    family, _, task = name.partition("/")
+    if family == "mamujoco" and is_task(task):  # a many-segment robot of another size
+        return _mamujoco(task, **options)
     if name.startswith("pettingzoo/"):
         require("pettingzoo")
         if name in available_envs():
