@@ -4,6 +4,7 @@
     python benchmarks/throughput.py --progress 0.6                 # where the Modifier does not run
     python benchmarks/throughput.py --num-envs 512 --profile       # with a profile of the update
     python benchmarks/throughput.py --device cuda --num-envs 512 4096
+    python benchmarks/throughput.py --num-envs 32 --n-agents 3 10 30 100 --plot agents.png
 
 Every row is measured in one process, in rounds that alternate between the sides; each figure is the
 best of its rounds. Ratios are relative to the environment with random actions (collection) and to
@@ -144,6 +145,26 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
     ]
 
 
+def plot_agents(rows: list[dict], path: Path) -> None:
+    """Plot microseconds per environment step against the number of agents, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    curves = [(f"update, {method}", method, "update_fps") for method in METHODS]
+    for label, method, column in [*curves, ("environment", METHODS[0], "environment_fps")]:
+        own = [row for row in rows if row["method"] == method]
+        agents = [row["n_agents"] for row in own]
+        axes.loglog(agents, [1e6 / row[column] for row in own], marker="o", label=label)
+    axes.set_xticks(agents, labels=agents)
+    axes.minorticks_off()
+    axes.set_xlabel("agents")
+    axes.set_ylabel("microseconds per environment step")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def show_profile(work: Callable[[], int]) -> None:
     work()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -166,7 +187,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile policy and losses")
     parser.add_argument("--profile", action="store_true", help="profile AgentMixer's update")
     parser.add_argument("--csv", type=Path, help="a file for the rows")
+    parser.add_argument("--plot", type=Path, help="a PNG file of cost against --n-agents")
     arguments = parser.parse_args()
+    if arguments.plot and len(arguments.num_envs) > 1:
+        parser.error(f"--plot: expected one number of --num-envs, got {arguments.num_envs}.")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 
@@ -177,6 +201,8 @@ def main() -> None:
         rows += new
     if arguments.csv:
         write_csv(rows, arguments.csv)
+    if arguments.plot:
+        plot_agents(rows, arguments.plot)
 
 
 if __name__ == "__main__":

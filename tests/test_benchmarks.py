@@ -31,6 +31,12 @@ def test_throughput(tmp_path, run_script):
     assert output.count("| vmas/predator_prey |") == 4
 
 
+def test_throughput_by_number_of_agents(tmp_path, run_script):
+    sizes = ("--num-envs", 2, "--n-agents", 2, 3, "--steps", 2, "--rounds", 1)
+    run_script("benchmarks/throughput.py", *sizes, "--plot", tmp_path / "agents.png")
+    assert (tmp_path / "agents.png").stat().st_size > 5_000
+
+
 def test_environments(run_script):
     output = run_script(
         "benchmarks/environments.py", "--seconds", 0.01, "--only", "matrix/", "vmas/simple"
