@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_agentmixer.training import RunDirectory
+from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.experiment import load_run
+from torchrl_agentmixer.training import RunDirectory, evaluate
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -35,6 +37,30 @@ def test_throughput_by_number_of_agents(tmp_path, run_script):
     sizes = ("--num-envs", 2, "--n-agents", 2, 3, "--steps", 2, "--rounds", 1)
     run_script("benchmarks/throughput.py", *sizes, "--plot", tmp_path / "agents.png")
     assert (tmp_path / "agents.png").stat().st_size > 5_000
+
+
+def test_final_scores_of_runs(tmp_path, run_script):
+    folder = tmp_path / "noisy"
+    small = ("env.num_envs=2", "env.frames_per_batch=20", "env.total_frames=20", "env.eval_envs=2")
+    run_script(
+        "examples/train.py",
+        "env=grid_predator_prey",
+        "algorithm=mappo",
+        "env.kwargs.spread=5",
+        "env.eval_interval=20",
+        "algorithm.num_minibatches=1",
+        "plots=false",
+        f"hydra.run.dir={folder / 'mappo' / '3'}",
+        *small,
+    )
+    output = run_script("benchmarks/final_scores.py", folder, "--episodes", 50)
+    (row,) = [line for line in output.splitlines() if line.startswith("| noisy | mappo |")]
+    algorithm, _, _ = load_run(folder / "mappo" / "3")
+    certain = make_env("grid/predator_prey", penalty=-1.0, num_envs=50)
+    score = evaluate(algorithm.execution_policy, certain, max_steps=128).score
+    assert f"| {score:.2f} | {score:.2f} |" in row
+    (tmp_path / "empty").mkdir()
+    run_script("benchmarks/final_scores.py", tmp_path / "empty", ok=False)
 
 
 def test_environments(run_script):
