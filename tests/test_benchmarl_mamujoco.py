@@ -129,9 +129,9 @@ def test_yaml_of_the_user(tmp_path):
 def test_hydra():
     with initialize_config_module("benchmarl.conf", version_base=None):
         for name in TASKS:
-            config = compose("config", ["algorithm=mappo", f"task=mamujoco/{name}"])
+            config = compose("config", ["algorithm=agentmixer", f"task=mamujoco/{name}"])
             task = load_task_config_from_hydra(config.task, f"mamujoco/{name}")
             assert task == MaMujocoTask[name.upper()].get_from_yaml()
-        overrides = ["algorithm=mappo", "task=mamujoco/ant_4x2", "task.max_steps=many"]
+        overrides = ["algorithm=agentmixer", "task=mamujoco/ant_4x2", "task.max_steps=many"]
         with pytest.raises(ConfigCompositionException, match=r"task\.max_steps=many"):
             compose("config", overrides)

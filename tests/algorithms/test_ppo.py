@@ -138,7 +138,7 @@ def test_compiles_once_and_when_the_modifier_stops(monkeypatch):
     for _ in range(8):
         algorithm.update(collect(env, algorithm.policy, steps=1))
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs == [2, 2, 2, 2, 4, 4, 4, 4]
+    assert graphs == [2, 2, 4, 4, 4, 4, 4, 4]
 
 
 def test_losses_of_single_agents_are_not_compiled():
