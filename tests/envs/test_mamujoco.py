@@ -287,6 +287,8 @@ def test_no_one_hot_and_padding():
             r"'agents' have \[2, 1\] actions, expected equal numbers: give a mapping",
         ),
         ({"partition": {"state": [["foot_joint"]]}}, r"other than \('state', .*got 'state': \["),
+        ({"partition": {"next": [["foot_joint"]]}}, r"other than .*got 'next': \["),
+        ({"partition": {"collector": [["foot_joint"]]}}, r"other than .*got 'collector': \["),
         ({"partition": {"leg.left": [["foot_joint"]]}}, r"names of groups.*got 'leg.left'"),
         ({"partition": {"legs": []}}, r"at least one agent each, got 'legs': \[\]"),
         ({"max_steps": 0}, r"`max_steps` >= 1, got 0"),

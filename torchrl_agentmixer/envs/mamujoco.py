@@ -190,7 +190,7 @@ class MaMujocoEnv(BatchedEnv):
         self._steps[indices] = 0
 
     def _write_rows(self, indices: np.ndarray | slice) -> None:
-        """Write the states and velocities of some robots."""
+        """Write the rows of some robots."""
         self._rows[indices, :-2] = self._robot.row(self._physics.fields)[indices]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -13,6 +13,7 @@ from torchrl_agentmixer.envs import mamujoco_arms as arms
 from torchrl_agentmixer.envs import mamujoco_robots as robots
 from torchrl_agentmixer.envs.mamujoco_robots import Robot
 from torchrl_agentmixer.envs.mamujoco_tasks import make_simulator, robot_of
+from torchrl_agentmixer.groups import RESERVED
 
 # By the names of gymnasium-robotics.
 ROBOTS: dict[str, type[Robot]] = {
@@ -40,7 +41,7 @@ _OWN_GROUPS = {
 _OF_ALL_JOINTS = {"qpos", "qvel", "qfrc_actuator"}
 _OF_BODIES = {"cinert", "cvel", "cfrc_ext"}
 _GLOBAL_CATEGORIES = ("qpos", "qvel")
-_ROOT_KEYS = ("state", "reward", "done", "terminated", "truncated")
+_NO_GROUPS = ("state", "reward", "done", "terminated", "truncated", *sorted(RESERVED))
 
 # The joints of each agent, by name; in a mapping, the agents of each group.
 Partition = Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]]
@@ -144,9 +145,9 @@ def _own_groups(
 ) -> dict[str, list[tuple[Any, ...]]]:
     groups = partition if isinstance(partition, Mapping) else {"agents": partition}
     for group, agents in groups.items():
-        if not group.isidentifier() or group in _ROOT_KEYS or not agents:
+        if not group.isidentifier() or group in _NO_GROUPS or not agents:
             raise ValueError(
-                f"{task}: expected `partition` to map names of groups, other than {_ROOT_KEYS}, to "
+                f"{task}: expected `partition` to map names of groups, other than {_NO_GROUPS}, to "
                 f"at least one agent each, got {group!r}: {agents!r}."
             )
     used = [joint for agents in groups.values() for joints in agents for joint in joints]
