@@ -18,6 +18,7 @@ import itertools
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -191,6 +192,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.plot and len(arguments.num_envs) > 1:
         parser.error(f"--plot: expected one number of --num-envs, got {arguments.num_envs}.")
+    if arguments.plot and find_spec("matplotlib") is None:
+        parser.error('--plot needs matplotlib: pip install "torchrl_agentmixer[plots]"')
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
 

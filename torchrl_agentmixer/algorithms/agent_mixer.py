@@ -25,11 +25,10 @@ from torchrl_agentmixer.modules import (
     PlanSchedules,
 )
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
-from torchrl_agentmixer.schedules import Schedule, Scheduled
+from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _DIAGNOSED = 1000
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
-_HALF = Schedule(0.5, 1.0, since=0.5, until=0.5)
 _OPTIMISTIC = Schedule(1.0, 0.0, since=0.4, until=0.5)
 
 
@@ -38,10 +37,11 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
     """Hyperparameters of AgentMixer for discrete actions.
 
     The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_. The
-    defaults are those of the published results (``docs/joint_policy.md``). Options of the
-    Policy Modifier and schedules of the joint policy are described in
-    :class:`~torchrl_agentmixer.modules.DiscreteModifierOptions` and
-    :class:`~torchrl_agentmixer.modules.IGCSchedules`.
+    defaults are those of the published results for sequential tasks (``docs/joint_policy.md``):
+    without perturbation, because the Policy Modifier helped in one-shot games only. For these, use
+    ``agent_mixer_one_shot`` of ``examples/conf``. Options of the Policy Modifier and schedules of
+    the joint policy are described in :class:`~torchrl_agentmixer.modules.DiscreteModifierOptions`
+    and :class:`~torchrl_agentmixer.modules.IGCSchedules`.
 
     Args:
         lr_modifier: learning rate of the Policy Modifier.
@@ -52,15 +52,16 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 
     lr_modifier: float = 5e-3
     clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
-    modified_share: Scheduled = _HALF
+    strength: Scheduled = 0.0
     optimism: Scheduled = _OPTIMISTIC
 
     ratio = "team"  # a field of ContinuousAgentMixerConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.num_components and self.modified_share != 1:
-            _require_defaults(self, "modified_share")
+        _require_perturbation(self, DiscreteModifierOptions, "consistency")
+        if not self.num_components:
+            _require_defaults(self, "num_components", "modified_share")
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -75,8 +76,10 @@ class AgentMixerConfig(DiscreteModifierOptions, IGCSchedules, PPOConfig):
 class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOConfig):
     """Hyperparameters of AgentMixer for continuous actions.
 
-    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_, with a mixture of
-    joint plans by default; ``num_components=0`` is the paper's joint scale. Options of the Policy
+    The method is that of `arXiv 2401.08728 <https://arxiv.org/abs/2401.08728>`_. The defaults are
+    those of the published results for sequential tasks (``docs/joint_policy.md``): without joint
+    plans, which helped in one-shot games only. For these, use ``agent_mixer_continuous_one_shot``
+    of ``examples/conf``; ``num_components=0`` is the paper's joint scale. Options of the Policy
     Modifier and schedules of the joint policy are described in
     :class:`~torchrl_agentmixer.modules.ContinuousModifierOptions` and
     :class:`~torchrl_agentmixer.modules.PlanSchedules`.
@@ -96,13 +99,17 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     epochs: int = 4
     clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
     entropy_coeff: float = 0.0
+    strength: Scheduled = 0.0
     optimism: Scheduled = _OPTIMISTIC
     ratio: Literal["team", "agent"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_plans, of_scales = ("strength", "modified_share"), ("scale_bound", "scale_gain")
-        _require_defaults(self, *(of_scales if self.num_components else of_plans))
+        if self.num_components:
+            _require_defaults(self, "num_components", "scale_bound", "scale_gain")
+            _require_perturbation(self, ContinuousModifierOptions)
+        else:
+            _require_defaults(self, "num_components", "strength", "modified_share")
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -212,11 +219,11 @@ class AgentMixer(PPOAlgorithm):
 class ContinuousAgentMixer(AgentMixer):
     """:class:`AgentMixer` for continuous actions.
 
-    By default the joint policy is a mixture of joint plans, each a shift of all agents' means, and
-    the individual policies take half of the steps. When the shifts are annealed to zero, the joint
-    policy is the product of the individual policies, and the loss is MAPPO's. With
-    ``num_components=0`` the Modifier writes the joint scale (the paper): the joint mode is always
-    the individual mode, and the individual scales are not trained.
+    With ``strength`` above 0 the joint policy is a mixture of joint plans, each a shift of all
+    agents' means. At 0 (the default, and where ``strength`` is annealed to) it is the product of
+    the individual policies, and the loss is MAPPO's. With ``num_components=0`` the Modifier writes
+    the joint scale (the paper): the joint mode is always the individual mode, and the individual
+    scales are not trained.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -229,7 +236,7 @@ class ContinuousAgentMixer(AgentMixer):
     Examples:
         >>> from torchrl_agentmixer.envs import make_env
         >>> env = make_env("vmas/predator_prey", num_envs=16)
-        >>> config = ContinuousAgentMixerConfig(epochs=1, num_minibatches=1)
+        >>> config = ContinuousAgentMixerConfig(epochs=1, num_minibatches=1, strength=1.0)
         >>> algorithm = ContinuousAgentMixer(env, total_frames=160, config=config)
         >>> metrics = algorithm.update(env.rollout(10, algorithm.policy, break_when_any_done=False))
         >>> round(metrics["ratio"], 3), metrics["strength"]
@@ -241,14 +248,22 @@ class ContinuousAgentMixer(AgentMixer):
     config_class = ContinuousAgentMixerConfig
 
 
-def _require_defaults(config: Any, *names: str) -> None:
-    """Raise a ``ValueError`` for options that have no effect with these components."""
+def _require_perturbation(config: Any, options: type, *names: str) -> None:
+    """Raise a ``ValueError`` for options of the perturbation where its strength is 0."""
+    schedule = as_schedule(config.strength)
+    if schedule.start == schedule.end == 0:
+        of_modifier = [field.name for field in fields(options)]
+        _require_defaults(config, "strength", *of_modifier, "lr_modifier", "modified_share", *names)
+
+
+def _require_defaults(config: Any, cause: str, *names: str) -> None:
+    """Raise a ``ValueError`` for options that have no effect with this value of ``cause``."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in names and value != field.default:
             raise ValueError(
-                f"{type(config).__name__}: `{field.name}` has no effect with `num_components` "
-                f"{config.num_components}: expected its default {field.default}, got {value}."
+                f"{type(config).__name__}: `{field.name}` has no effect with `{cause}` "
+                f"{getattr(config, cause)}: expected its default {field.default}, got {value}."
             )
 
 

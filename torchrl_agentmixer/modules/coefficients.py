@@ -22,8 +22,7 @@ _SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.25)
 class PlanSchedules:
     r"""Coefficients of a mixture of continuous joint plans over training; numbers or schedules.
 
-    The defaults anneal the correlation to zero in the first quarter of training, and half of the
-    steps are taken by the individual policies.
+    The defaults anneal the correlation to zero in the first quarter of training.
 
     Args:
         strength: :math:`\lambda`, factor of the perturbation; 0 is the individual policy. In Eq. 12
@@ -34,7 +33,7 @@ class PlanSchedules:
     """
 
     strength: Scheduled = _SHIFTS_ANNEALED
-    modified_share: Scheduled = 0.5
+    modified_share: Scheduled = 1.0
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedule of each coefficient by name."""
@@ -55,7 +54,6 @@ class IGCSchedules(PlanSchedules):
     """
 
     strength: Scheduled = _ANNEALED
-    modified_share: Scheduled = 1.0
     temperature: Scheduled = _SHARPENED
     consistency: Scheduled = 0.0
 
