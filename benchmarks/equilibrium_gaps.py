@@ -38,7 +38,7 @@ ONE_SHOT: dict[str, Any] = {
 }
 EQ_12 = ONE_SHOT | {"num_components": 0, "strength": 1.0}
 FORMS: dict[str, dict[str, Any]] = {
-    "mixture, annealed (default)": ONE_SHOT | {"strength": {"start": 4, "end": 0, "until": 0.667}},
+    "mixture, annealed": ONE_SHOT | {"strength": {"start": 4, "end": 0, "until": 0.667}},
     "Eq. 12": EQ_12,
     "Eq. 12, consistent": EQ_12 | {"consistency": 1.0},
 }

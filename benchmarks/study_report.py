@@ -33,7 +33,7 @@ COLUMNS = {
 TABLE = ("eval", "eval_joint", "eval_individual", "mode_agreement")
 CURVES = (*TABLE, "divergence", "entropy")
 FRONT_MATTER = "---\norphan: true\n---\n"
-ARCHIVED = "Measured with options that no longer exist, and kept as results: {}."
+ARCHIVED = "Measured with earlier options and defaults, and kept as results: {}."
 OVERVIEW = """\
 Last evaluations of the decentralized modes: median and standard deviation over seeds, and the
 number of seeds. Bold: within one deviation of the best."""

@@ -105,7 +105,9 @@ def settings(tmp_path, continuous=True, **changes):
 
 
 def algorithm(**changes):
+    """AgentMixer with a Policy Modifier that runs, in the first half of a test."""
     config = AgentMixerConfig.get_from_yaml()
+    config.strength = {"start": 3.0, "end": 0.0, "until": 0.5}
     for name, value in changes.items():
         assert hasattr(config, name)
         setattr(config, name, value)
@@ -176,7 +178,8 @@ def first_batch(run):
 
 
 def test_continuous_log_prob_is_the_teams(tmp_path):
-    run = experiment(tmp_path, config=algorithm(use_tanh_normal=False, num_components=0))
+    config = algorithm(use_tanh_normal=False, num_components=0, strength=None)  # a joint scale
+    run = experiment(tmp_path, config=config)
     batch = first_batch(run)["agents"]
     expected = Normal(batch["loc"], batch["joint_scale"]).log_prob(batch["action"]).sum((-2, -1))
     assert batch["log_prob"].shape == batch.batch_size == (4, 10, 4)
@@ -184,7 +187,7 @@ def test_continuous_log_prob_is_the_teams(tmp_path):
 
 
 def test_discrete_log_prob_is_the_teams(tmp_path):
-    config = algorithm(num_components=0, strength=0.0)  # the product of the individual policies
+    config = algorithm(strength=0.0)  # the product of the individual policies
     batch = first_batch(experiment(tmp_path, False, config=config))["agents"]
     expected = Categorical(logits=batch["logits"]).log_prob(batch["action"]).sum(-1)
     torch.testing.assert_close(batch["log_prob"], expected.unsqueeze(-1).expand(4, 10, 4))

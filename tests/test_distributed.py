@@ -63,7 +63,7 @@ METHODS = {
     "mat_dec": ("matrix/climbing", {}),
     "magpo": ("matrix/climbing", {}),
     "ail": ("grid/bridge_crossing", {"expert_share": 0.5}),
-    "agent_mixer": ("grid/predator_prey", {"num_minibatches": 1}),
+    "agent_mixer": ("grid/predator_prey", {"num_minibatches": 1, "strength": 1.0}),
     "maven": ("matrix/climbing", {"num_minibatches": 1}),
     "agent_mixer_sac": ("vmas/predator_prey", {"gradient_steps": 2, "batch_size": 8}),
     "hasac": ("vmas/predator_prey", {"gradient_steps": 2, "batch_size": 8}),

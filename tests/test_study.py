@@ -143,7 +143,7 @@ def test_it_trains_and_resumes(tmp_path, study, run):
 def test_the_page_by_hand(reported):
     lines = (reported / "README.md").read_text().splitlines()
     assert lines[:4] == ["---", "orphan: true", "---", "# report"]
-    assert "no longer exist" not in "".join(lines)
+    assert "kept as results" not in "".join(lines)
     start = lines.index("| candidate | climbing |")
     assert lines[start + 2 : start + 4] == [
         "| mappo | **6.5<sub>0.5</sub>** (2) |",
@@ -277,7 +277,7 @@ class TestArchived:
         key = lambda row: (row["candidate"], row["seed"], row["frames"])  # noqa: E731
         assert sorted(evaluations(reported), key=key) == sorted(before, key=key)
         assert yaml.safe_load((reported / "overrides.yaml").read_text()) == archived
-        assert "no longer exist, and kept as results: `mixture`." in page
+        assert "earlier options and defaults, and kept as results: `mixture`." in page
         assert "| mixture | 11 7; **9.000** |" in page
 
     def test_does_not_hide_other_overrides(self, tmp_path, study, run, reported, archived):

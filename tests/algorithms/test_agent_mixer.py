@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -13,11 +15,13 @@ from torchrl_agentmixer.algorithms import (
 )
 from torchrl_agentmixer.envs import MatrixGameEnv, make_env
 from torchrl_agentmixer.objectives import HuberPPOLoss
+from torchrl_agentmixer.schedules import Schedule
 
 ONE_STEP = {"epochs": 1, "num_minibatches": 1}
-EQ_12 = {"num_components": 0, "temperature": 1.0, **ONE_STEP}
-MIXTURE = {"num_components": 3, "temperature": 1.0, **ONE_STEP}
+EQ_12 = {"num_components": 0, "strength": 3.0, "temperature": 1.0, **ONE_STEP}
+MIXTURE = {"num_components": 3, "strength": 3.0, "temperature": 1.0, **ONE_STEP}
 JOINT_SCALE = {"num_components": 0, "head_gain": 2.0}
+PLANS = {"strength": 1.0, "modified_share": 0.5}
 FALLING = {"start": 1.0, "end": 0.0, "until": 0.5}
 
 
@@ -27,7 +31,8 @@ def collect(env, policy, steps=8):
 
 def test_modifier_and_actors_have_their_learning_rates():
     env = make_env("grid/predator_prey", num_envs=4, seed=0)
-    algorithm = make_algorithm("agent_mixer", env, 100, {"lr_modifier": 0.0, **ONE_STEP})
+    options = {"lr_modifier": 0.0, "strength": 1.0, **ONE_STEP}
+    algorithm = make_algorithm("agent_mixer", env, 100, options)
     before = [p.clone() for p in algorithm.policy.modifier.parameters()]
     actors = [p.clone() for p in algorithm.execution_policy.parameters()]
     algorithm.update(collect(env, algorithm.policy))
@@ -107,7 +112,8 @@ def test_mixture_solves_a_coordination_game():
 @pytest.mark.parametrize("num_components", [0, 3])
 def test_only_a_mixture_has_a_modified_share(num_components):
     env = make_env("matrix/climbing", num_envs=2)
-    algorithm = make_algorithm("agent_mixer", env, 100, {"num_components": num_components})
+    options = {"num_components": num_components, "strength": 1.0}
+    algorithm = make_algorithm("agent_mixer", env, 100, options)
     assert algorithm.policy.modifier.num_components == num_components
     assert ("modified_share" in algorithm.policy.coefficients.schedules) == (num_components > 0)
 
@@ -116,8 +122,8 @@ CASES = [
     ("agent_mixer", "grid/predator_prey", {**EQ_12, "strength": 1.0}),
     ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "team"}),
     ("agent_mixer_continuous", "vmas/predator_prey", {**JOINT_SCALE, "ratio": "agent"}),
-    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "team"}),
-    ("agent_mixer_continuous", "vmas/predator_prey", {"ratio": "agent"}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {**PLANS, "ratio": "team"}),
+    ("agent_mixer_continuous", "vmas/predator_prey", {**PLANS, "ratio": "agent"}),
 ]
 
 
@@ -176,6 +182,23 @@ def test_continuous_plans_end_as_mappo():
     assert algorithm.policy.actors[0].module.scale_param.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("name", "env_name"),
+    [("agent_mixer", "grid/predator_prey"), ("agent_mixer_continuous", "vmas/predator_prey")],
+)
+def test_by_default_the_joint_policy_is_the_product(name, env_name):
+    """The Modifier does not run and is not trained, at any progress."""
+    env = make_env(env_name, num_envs=4, seed=0)
+    algorithm = make_algorithm(name, env, 100, ONE_STEP)
+    before = [p.clone() for p in algorithm.policy.modifier.parameters()]
+    algorithm.policy.modifier.forward = None
+    for _ in range(3):
+        metrics = algorithm.update(collect(env, algorithm.policy))
+        assert metrics["strength"] == 0.0
+        assert metrics["mode_agreement"] == 1.0
+    assert all(map(torch.equal, before, algorithm.policy.modifier.parameters()))
+
+
 def test_continuous_metrics_omit_what_is_not_trained():
     """Under a joint scale individual scales are frozen: no metrics that read them."""
     env = make_env("vmas/predator_prey", num_envs=4, seed=0)
@@ -205,21 +228,30 @@ def test_options_of_other_actions_do_not_exist(name, option):
 
 
 @pytest.mark.parametrize(
-    ("config", "num_components", "option"),
+    ("config", "cause", "option"),
     [
-        (AgentMixerConfig, 0, {"modified_share": 0.5}),
-        (ContinuousAgentMixerConfig, 0, {"modified_share": 1.0}),
-        (ContinuousAgentMixerConfig, 0, {"strength": 0.5}),
-        (ContinuousAgentMixerConfig, 16, {"scale_bound": 2.0}),
-        (ContinuousAgentMixerConfig, 16, {"scale_gain": 1.0}),
+        (AgentMixerConfig, {"num_components": 0}, {"modified_share": 0.5}),
+        (ContinuousAgentMixerConfig, {"num_components": 0}, {"modified_share": 0.5}),
+        (ContinuousAgentMixerConfig, {"num_components": 0}, {"strength": 0.5}),
+        (ContinuousAgentMixerConfig, {"num_components": 16}, {"scale_bound": 2.0}),
+        (ContinuousAgentMixerConfig, {"num_components": 16}, {"scale_gain": 1.0}),
+        (AgentMixerConfig, {"strength": 0.0}, {"num_components": 0}),
+        (AgentMixerConfig, {"strength": Schedule(0.0, 0.0)}, {"head_gain": 1.0}),
+        (AgentMixerConfig, {"strength": 0.0}, {"modified_share": 0.5}),
+        (AgentMixerConfig, {"strength": 0.0}, {"consistency": 1.0}),
+        (ContinuousAgentMixerConfig, {"strength": 0.0}, {"num_components": 2}),
+        (ContinuousAgentMixerConfig, {"strength": 0.0}, {"channels": 8}),
+        (ContinuousAgentMixerConfig, {"strength": 0.0}, {"modified_share": 0.5}),
     ],
 )
-def test_options_without_effect_are_refused(config, num_components, option):
-    (name,) = option
+def test_options_without_effect_are_refused(config, cause, option):
+    (name,), ((given, value),) = option, cause.items()
+    if given == "num_components" and config is AgentMixerConfig:
+        cause = {**cause, "strength": 1.0}
     with pytest.raises(
-        ValueError, match=f"`{name}` has no effect with `num_components` {num_components}"
+        ValueError, match=rf"`{name}` has no effect with `{given}` {re.escape(str(value))}"
     ):
-        config(num_components=num_components, **option)
+        config(**cause, **option)
 
 
 def test_a_ratio_per_agent_needs_one_group():

@@ -55,8 +55,13 @@ def cases(envs):
 
 
 def make_algorithm(name, env, options):
-    """Options by shared names; off-policy algorithms count gradient steps instead of epochs."""
+    """Options by shared names; off-policy algorithms count gradient steps instead of epochs.
+
+    The Policy Modifier of AgentMixer runs.
+    """
     options = {"epochs": 1, "num_minibatches": 1, **options}
+    if has(name, "strength"):
+        options = {"strength": {"start": 3.0, "end": 0.0, "until": 0.25}, **options}
     if has(name, "gradient_steps"):
         steps = options.pop("epochs") * options.pop("num_minibatches")
         options |= {"gradient_steps": steps, "batch_size": 32}

@@ -132,7 +132,8 @@ def test_compiles_once_and_when_the_modifier_stops(monkeypatch):
     torch._dynamo.reset()
     counters.clear()
     env = make_env("matrix/climbing", num_envs=8, seed=0)
-    options = {"epochs": 1, "num_minibatches": 3, "compile": True}
+    noise = {"start": 3.0, "end": 0.0, "until": 0.25}
+    options = {"epochs": 1, "num_minibatches": 3, "compile": True, "strength": noise}
     algorithm = make_algorithm("agent_mixer", env, 8 * 8, options)
     graphs = []
     for _ in range(8):

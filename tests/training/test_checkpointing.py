@@ -21,14 +21,19 @@ from torchrl_agentmixer.reporting import read_metrics
 from torchrl_agentmixer.training import LoopConfig, RunCheckpoints, RunDirectory, train
 
 FRAMES = 240
+NOISE = {"strength": {"start": 3.0, "end": 0.0, "until": 0.5}}
 SAC = {"gradient_steps": 2, "batch_size": 8, "replay_size": 100}
 RUNS = {
-    "matrix": ("matrix/climbing", "agent_mixer", {}),
+    "matrix": ("matrix/climbing", "agent_mixer", NOISE),
     "grid": ("grid/predator_prey", "agent_mixer", {}),
-    "grid, memory": ("grid/predator_prey", "agent_mixer", {"memory_dim": 4, "sequence_length": 5}),
+    "grid, memory": (
+        "grid/predator_prey",
+        "agent_mixer",
+        {**NOISE, "memory_dim": 4, "sequence_length": 5},
+    ),
     "recall": ("memory/recall", "mappo", {"memory_dim": 4, "sequence_length": 5}),
     "bridge": ("grid/bridge_crossing", "happo", {}),
-    "vmas": ("vmas/predator_prey", "agent_mixer_continuous", {}),
+    "vmas": ("vmas/predator_prey", "agent_mixer_continuous", NOISE),
     "two groups": ("vmas/simple_tag", "happo", {}),
     "mamujoco": ("mamujoco/half_cheetah_6x1", "agent_mixer_continuous", {"memory_dim": 4}),
     "mamujoco, happo": ("mamujoco/ant_4x2", "happo", {}),

@@ -70,9 +70,12 @@ ENVS = {
 METHODS = {
     "MAPPO": ("mappo", {}),
     "MAPPO with memory": ("mappo", {"memory_dim": 4, "sequence_length": 4}),
-    "AgentMixer": ("agent_mixer", {}),
-    "AgentMixer, continuous": ("agent_mixer_continuous", {}),
-    "AgentMixer with memory": ("agent_mixer", {"memory_dim": 4, "sequence_length": 4}),
+    "AgentMixer": ("agent_mixer", {"strength": 1.0}),
+    "AgentMixer, continuous": ("agent_mixer_continuous", {"strength": 1.0}),
+    "AgentMixer with memory": (
+        "agent_mixer",
+        {"strength": 1.0, "memory_dim": 4, "sequence_length": 4},
+    ),
     "HAPPO": ("happo", {}),
     "MAT": ("mat", {}),
     "MAVEN": ("maven", {"replay_size": 100}),

@@ -253,7 +253,7 @@ def _require_perturbation(config: Any, options: type, *names: str) -> None:
     schedule = as_schedule(config.strength)
     if schedule.start == schedule.end == 0:
         of_modifier = [field.name for field in fields(options)]
-        _require_defaults(config, "strength", *of_modifier, "lr_modifier", "modified_share", *names)
+        _require_defaults(config, "strength", *of_modifier, "modified_share", *names)
 
 
 def _require_defaults(config: Any, cause: str, *names: str) -> None:
