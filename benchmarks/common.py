@@ -40,3 +40,10 @@ def print_machine(what: str) -> None:
     """Print the number of cores, their load, and what is measured."""
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
     print(f"{os.cpu_count()} cores, load {load}; {what}:\n")
+
+
+def compared_methods(continuous: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Names and options of MAPPO, AgentMixer, and AgentMixer with joint plans at first."""
+    mixer = "agent_mixer_continuous" if continuous else "agent_mixer"
+    plans = {"strength": {"start": 1.0, "end": 0.0, "until": 0.25}}
+    return {"mappo": ("mappo", {}), "agent_mixer": (mixer, {}), "joint_plans": (mixer, plans)}

@@ -1,12 +1,12 @@
-"""Throughput of training on one device, by number of environments: AgentMixer and MAPPO.
+"""Throughput of training on one device, by number of environments: MAPPO and AgentMixer.
 
     python benchmarks/gpu.py --device cuda --csv gpu.csv           # the table in docs/results
     python benchmarks/gpu.py --device cpu --num-envs 64 --steps 8  # the same on a CPU, small
 
 Every row is a training of a few batches by the package's own loop (``experiment.run``): frames per
 second of the last batch, in all and of collection and update alone, and the peak memory. With
-``--profile`` the ten operations that take most of the device's time in AgentMixer's update are
-printed, with the time of the whole update: the difference is time in which the device waits.
+``--profile`` the ten operations that take most of the device's time in an update with joint plans
+are printed, with the time of the whole update: the difference is time in which the device waits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import print_rows, write_csv
+from common import compared_methods, print_rows, write_csv
 from torch.profiler import ProfilerActivity, profile
 
 from torchrl_agentmixer.algorithms import make_algorithm
@@ -25,17 +25,19 @@ from torchrl_agentmixer.config import ExperimentConfig
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.experiment import run
 
-# Environments, their options, and the names of AgentMixer and MAPPO for their actions.
+# Environments, their options, and the methods for their actions.
+CONTINUOUS, DISCRETE = compared_methods(continuous=True), compared_methods(continuous=False)
 ENVS = {
-    "vmas/predator_prey": ({}, ("mappo", "agent_mixer_continuous")),
-    "vmas/navigation": ({"collisions": False}, ("mappo", "agent_mixer_continuous")),
-    "grid/predator_prey": ({"penalty": -1.0}, ("mappo", "agent_mixer")),
+    "vmas/predator_prey": ({}, CONTINUOUS),
+    "vmas/navigation": ({"collisions": False}, CONTINUOUS),
+    "grid/predator_prey": ({"penalty": -1.0}, DISCRETE),
 }
 
 
 def measure(name: str, method: str, num_envs: int, arguments: argparse.Namespace) -> dict:
     """Train for a few batches; the rates of the last one."""
     frames = num_envs * arguments.steps
+    algorithm, options = ENVS[name][1][method]
     values = {
         "env": {
             "name": name,
@@ -47,7 +49,7 @@ def measure(name: str, method: str, num_envs: int, arguments: argparse.Namespace
             "eval_envs": 8,
             "eval_steps": 8,
         },
-        "algorithm": {"name": method, "epochs": 5, "num_minibatches": 8},
+        "algorithm": {"name": algorithm, "epochs": 5, "num_minibatches": 8, **options},
         "device": arguments.device,
         "checkpoint_interval": None,
         "num_threads": 1,
@@ -71,10 +73,11 @@ def measure(name: str, method: str, num_envs: int, arguments: argparse.Namespace
 
 
 def show_profile(name: str, num_envs: int, arguments: argparse.Namespace) -> None:
-    """The operations that take most of the device's time in one update of AgentMixer."""
-    options, (_, method) = ENVS[name]
-    env = make_env(name, num_envs=num_envs, device=arguments.device, seed=0, **options)
-    algorithm = make_algorithm(method, env, 10**9, {"epochs": 1})
+    """The operations that take most of the device's time in one update with joint plans."""
+    kwargs, methods = ENVS[name]
+    method, options = methods["joint_plans"]
+    env = make_env(name, num_envs=num_envs, device=arguments.device, seed=0, **kwargs)
+    algorithm = make_algorithm(method, env, 10**9, {"epochs": 1, **options})
     batch = env.rollout(arguments.steps, algorithm.policy, break_when_any_done=False).detach()
     algorithm.update(batch.copy())
     on_gpu = arguments.device.startswith("cuda")
@@ -83,7 +86,9 @@ def show_profile(name: str, num_envs: int, arguments: argparse.Namespace) -> Non
         algorithm.update(batch.copy())
     seconds = time.perf_counter() - start
     sort = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    print(f"{name}, {num_envs} environments: one epoch of {method} took {seconds:.3f} s (profiled)")
+    print(
+        f"{name}, {num_envs} environments: one epoch of joint_plans took {seconds:.3f} s (profiled)"
+    )
     print(profiler.key_averages().table(sort_by=sort, row_limit=10, max_name_column_width=60))
 
 

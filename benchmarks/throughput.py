@@ -1,8 +1,8 @@
-"""Throughput of environment, collection and update: AgentMixer and MAPPO.
+"""Throughput of environment, collection and update: MAPPO, AgentMixer, and joint plans.
 
     python benchmarks/throughput.py                                # at the start of training
     python benchmarks/throughput.py --progress 0.6                 # where the Modifier does not run
-    python benchmarks/throughput.py --num-envs 512 --profile       # with a profile of the update
+    python benchmarks/throughput.py --num-envs 512 --profile       # of the update with joint plans
     python benchmarks/throughput.py --device cuda --num-envs 512 4096
     python benchmarks/throughput.py --num-envs 32 --n-agents 3 10 30 100 --plot agents.png
 
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from common import alternate, print_rows, write_csv
+from common import alternate, compared_methods, print_rows, write_csv
 from torch.profiler import ProfilerActivity, profile
 from torchrl.collectors import Collector
 
@@ -32,7 +32,6 @@ from torchrl_agentmixer.groups import agent_groups
 from torchrl_agentmixer.training import keep_freed_memory
 
 TOTAL_FRAMES = 10**9  # so many that a measurement is no progress
-METHODS = ("mappo", "agent_mixer")  # agent_mixer_continuous where actions are continuous
 
 
 def synchronize(device: str) -> None:
@@ -110,11 +109,11 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
 
     continuous = not agent_groups(new_env())[0].discrete
     works["environment", ""] = environment_work(new_env(), arguments.steps)
-    for method in METHODS:
-        mixer = method == "agent_mixer"
-        name = "agent_mixer_continuous" if mixer and continuous else method
-        channels = {"channels": arguments.channels} if mixer and arguments.channels else {}
-        options = {"epochs": arguments.epochs, "compile": arguments.compile, **channels}
+    methods = compared_methods(continuous)
+    for method, (name, own) in methods.items():
+        options = {"epochs": arguments.epochs, "compile": arguments.compile, **own}
+        if method == "joint_plans" and arguments.channels:
+            options["channels"] = arguments.channels
         algorithm = make_algorithm(name, new_env(), TOTAL_FRAMES, options)
         algorithm.frames = int(arguments.progress * TOTAL_FRAMES)
         algorithm.on_progress(algorithm.progress)
@@ -122,7 +121,7 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
             new_env(), algorithm.policy, arguments.steps, arguments.compile
         )
         works["update", method] = update_work(algorithm, new_env(), arguments.steps)
-        if arguments.profile and method == "agent_mixer":
+        if arguments.profile and method == "joint_plans":
             show_profile(works["update", method])
     memory = {key: peak_memory(work, device) for key, work in works.items()}
     rates = alternate({k: partial(rate, w, device) for k, w in works.items()}, arguments.rounds)
@@ -142,7 +141,7 @@ def measure(arguments, num_envs: int, n_agents: int) -> list[dict]:
             "collection_mib": round(memory["collection", method]),
             "update_mib": round(memory["update", method]),
         }
-        for method in METHODS
+        for method in methods
     ]
 
 
@@ -152,8 +151,9 @@ def plot_agents(rows: list[dict], path: Path) -> None:
 
     figure = Figure((5, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    curves = [(f"update, {method}", method, "update_fps") for method in METHODS]
-    for label, method, column in [*curves, ("environment", METHODS[0], "environment_fps")]:
+    methods = dict.fromkeys(row["method"] for row in rows)
+    curves = [(f"update, {method}", method, "update_fps") for method in methods]
+    for label, method, column in [*curves, ("environment", "mappo", "environment_fps")]:
         own = [row for row in rows if row["method"] == method]
         agents = [row["n_agents"] for row in own]
         axes.loglog(agents, [1e6 / row[column] for row in own], marker="o", label=label)
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="compile policy and losses")
-    parser.add_argument("--profile", action="store_true", help="profile AgentMixer's update")
+    parser.add_argument("--profile", action="store_true", help="profile the update with plans")
     parser.add_argument("--csv", type=Path, help="a file for the rows")
     parser.add_argument("--plot", type=Path, help="a PNG file of cost against --n-agents")
     arguments = parser.parse_args()

@@ -27,10 +27,10 @@ def test_throughput(tmp_path, run_script):
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["num_envs"], r["method"]) for r in rows] == [
-        (n, m) for n in ("4", "8") for m in ("mappo", "agent_mixer")
+        (n, m) for n in ("4", "8") for m in ("mappo", "agent_mixer", "joint_plans")
     ]
     assert all(float(r["collection_fps"]) > 0 and float(r["update_fps"]) > 0 for r in rows)
-    assert output.count("| vmas/predator_prey |") == 4
+    assert output.count("| vmas/predator_prey |") == 6
 
 
 def test_throughput_by_number_of_agents(tmp_path, run_script):

@@ -327,7 +327,7 @@ class TestModifierAblation:
 
     def test_they_train_without_unused_parameters(self, candidates):
         env = make_env("grid/predator_prey", num_envs=4)
-        options = {"epochs": 1, "num_minibatches": 1}
+        options = {"epochs": 1, "num_minibatches": 1, "strength": 1.0}
         for name in candidates.CANDIDATES:
             method = make_algorithm(name, env, 100, options)
             assert type(method.policy.modifier) is candidates.CANDIDATES[name]
