@@ -263,7 +263,8 @@ def _require_defaults(config: Any, cause: str, *names: str) -> None:
         if field.name in names and value != field.default:
             raise ValueError(
                 f"{type(config).__name__}: `{field.name}` has no effect with `{cause}` "
-                f"{getattr(config, cause)}: expected its default {field.default}, got {value}."
+                f"{getattr(config, cause)}: expected its default {field.default}, got {value}: "
+                f"remove it, or change `{cause}`."
             )
 
 
