@@ -152,7 +152,8 @@ def compiled_and_not(name, env_name, **options):
     torch.manual_seed(0)
     torch._dynamo.reset()
     env = make_env(env_name, num_envs=8, seed=0)
-    algorithm = make_algorithm(name, env, 1000, {})
+    noise = {"strength": 1.0} if name == "agent_mixer" else {}
+    algorithm = make_algorithm(name, env, 1000, noise)
     data = collect(env, algorithm.policy, steps=5)
     with torch.no_grad():
         algorithm.advantage(data)
