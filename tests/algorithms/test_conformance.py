@@ -61,7 +61,7 @@ def make_algorithm(name, env, options):
     """
     options = {"epochs": 1, "num_minibatches": 1, **options}
     if has(name, "strength"):
-        options = {"strength": {"start": 3.0, "end": 0.0, "until": 0.25}, **options}
+        options = {"strength": {"start": 1.0, "end": 0.0, "until": 0.25}, **options}
     if has(name, "gradient_steps"):
         steps = options.pop("epochs") * options.pop("num_minibatches")
         options |= {"gradient_steps": steps, "batch_size": 32}
@@ -217,7 +217,7 @@ def return_of_recall(name, memory_dim):
     torch.manual_seed(0)
     env = RecallEnv(num_envs=50, n_cues=2, delay=2, seed=0)
     memory = {"memory_dim": memory_dim, "sequence_length": 4}
-    options = {"lr": 3e-3, "epochs": 4, "num_minibatches": 1, **memory}
+    options = {"lr": 1e-3, "epochs": 4, "num_minibatches": 1, **memory}
     algorithm = algorithms.make_algorithm(name, env, 40 * 50 * 16, options)
     for _ in range(40):
         algorithm.update(collect(env, algorithm.policy, steps=16))

@@ -336,12 +336,13 @@ def test_a_joint_scale_has_no_coefficients():
         build(("tanks",), strength=0.5, **joint_scale)
 
 
-def test_continuous_actions_have_the_same_default_in_a_script_and_as_a_method():
+def test_a_script_has_joint_plans_and_the_method_for_sequential_tasks_none():
     env = make_env("vmas/predator_prey", num_envs=2)
     script = AgentMixerPolicy.from_env(env)
     method = make_algorithm("agent_mixer_continuous", env, 1000).policy
     assert script.modifier.options == method.modifier.options
-    assert script.coefficients.schedules == method.coefficients.schedules
+    assert script.coefficients.schedules["strength"] == Schedule(1.0, 0.0, until=0.25)
+    assert method.coefficients.schedules["strength"] == Schedule(0.0, 0.0)
 
 
 def test_coefficients_travel_with_the_state_dict():
