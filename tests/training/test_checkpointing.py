@@ -45,6 +45,15 @@ RUNS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes of SCRIPT: sums of several threads differ in the last digit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run(
     path, kind="grid", *, resume=False, total_frames=FRAMES, on_start=None, on_metrics=None, **loop
 ):
