@@ -2,7 +2,8 @@
 
 All have the same numbers of environments, frames, epochs and minibatches and the same layers, and
 are evaluated on the same episodes, which are not timed. The sides alternate within each seed.
-Times are CPU seconds, which other programs hardly change.
+Times are CPU seconds, which other programs hardly change, of all batches after the first. The first
+one warms up, and with ``--compile`` it compiles the losses here; its seconds are printed.
 
 .. code-block:: console
 
@@ -24,15 +25,17 @@ import numpy as np
 import torch
 from common import write_csv
 from torch import nn
+from torchrl.envs import VmasEnv
 
 import torchrl_agentmixer.benchmarl  # noqa: F401  # isort: skip (before BenchMARL)
 from benchmarl.algorithms import MappoConfig
 from benchmarl.environments import VmasTask
+from benchmarl.environments.vmas.common import VmasClass
 from benchmarl.experiment import Callback, Experiment, ExperimentConfig
 from benchmarl.models import MlpConfig
 
 from torchrl_agentmixer.algorithms import make_algorithm
-from torchrl_agentmixer.envs import make_env
+from torchrl_agentmixer.envs import PredatorPreyScenario, make_env
 from torchrl_agentmixer.reporting.plots import mean_curve, plot_panels
 from torchrl_agentmixer.reporting.tables import markdown
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, evaluate, train
@@ -44,11 +47,11 @@ PEER = "BenchMARL's MAPPO"
 
 @dataclass
 class Course:
-    """CPU seconds of collection and updates, and returns by frames, which are not timed."""
+    """CPU seconds of collection and update of each batch, and returns by frames, not timed."""
 
     score: Callable[[], float]
     interval: int
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
     curve: dict[int, float] = field(default_factory=dict)
     since: float = 0.0
 
@@ -57,10 +60,14 @@ class Course:
         self.since = time.process_time()
 
     def reached(self, frames: int) -> None:
-        self.seconds += time.process_time() - self.since
+        self.seconds.append(time.process_time() - self.since)
         if frames % self.interval == 0:
             self.curve[frames] = self.score()
         self.since = time.process_time()
+
+    def speed(self, batch: int) -> float:
+        """Frames per CPU second after the first batch."""
+        return batch * len(self.seconds[1:]) / sum(self.seconds[1:])
 
 
 class ReLUNorm(nn.Sequential):
@@ -68,6 +75,27 @@ class ReLUNorm(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(nn.ReLU(), nn.LayerNorm(WIDTH))
+
+
+class PredatorPrey(VmasClass):
+    """This package's VMAS scenario as a task of BenchMARL."""
+
+    def get_env_fun(self, num_envs, continuous_actions, seed, device):
+        return lambda: VmasEnv(
+            scenario=PredatorPreyScenario(),
+            num_envs=num_envs,
+            continuous_actions=continuous_actions,
+            seed=seed,
+            device=device,
+            categorical_actions=True,
+            **self.config,
+        )
+
+
+def task_of(name: str) -> VmasClass:
+    if name == "predator_prey":
+        return PredatorPrey(name.upper(), {"max_steps": STEPS})
+    return VmasTask[name.upper()].get_from_yaml()
 
 
 class Watch(Callback):
@@ -100,6 +128,7 @@ def ours(method: str, task, seed: int, sizes: argparse.Namespace, folder: Path) 
         "actor_hidden": (WIDTH, WIDTH),
         "critic_hidden": (WIDTH, WIDTH),
         "distribution": "tanh_normal",  # of continuous actions, as BenchMARL's
+        "compile": sizes.compile,
     }
     if method != "agent_mixer":  # its clipping is part of the method
         options["clip_epsilon"] = CLIP
@@ -166,11 +195,11 @@ def evaluation(policy, env) -> float:
     return float(evaluate(policy, env, max_steps=STEPS, seed=1_000_003).returns.mean())
 
 
-def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
+def save(courses: dict[tuple[str, int], Course], title: str, batch: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows, curves = [], {}
     for (side, seed), course in courses.items():
-        speed = f"{max(course.curve) / course.seconds:.0f}"
+        speed = f"{course.speed(batch):.0f}"
         for frames, value in course.curve.items():
             row = {"side": side, "seed": seed, "frames": frames, "return": f"{value:.3f}"}
             rows.append({**row, "frames_per_cpu_second": speed})
@@ -183,16 +212,19 @@ def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="balance")
+    parser.add_argument("--task", default="balance", help="of VMAS, or predator_prey")
     parser.add_argument("--actions", choices=("discrete", "continuous"), default="discrete")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--frames", type=int, default=144_000)
     parser.add_argument("--batch", type=int, default=6_000)
     parser.add_argument("--interval", type=int, default=12_000, help="frames between evaluations")
     parser.add_argument("--episodes", type=int, default=100, help="per evaluation")
+    parser.add_argument("--compile", action="store_true", help="the losses of this package")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    task = VmasTask[arguments.task.upper()].get_from_yaml()
+    if arguments.frames < 2 * arguments.batch:
+        parser.error(f"--frames: expected at least two batches of {arguments.batch} frames.")
+    task = task_of(arguments.task)
     mixer = "agent_mixer" if arguments.actions == "discrete" else "agent_mixer_continuous"
     sides = {"MAPPO": partial(ours, "mappo"), "AgentMixer": partial(ours, mixer)}
     sides |= {PEER: benchmarls}
@@ -202,22 +234,27 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 course = courses[side, seed] = run(task, seed, arguments, Path(folder))
             curve = " ".join(f"{value:.1f}" for value in course.curve.values())
-            print(f"{side} seed {seed}: {arguments.frames / course.seconds:.0f} /s: {curve}")
+            speed, first = course.speed(arguments.batch), course.seconds[0]
+            print(f"{side} seed {seed}: {speed:.0f} /s, first batch {first:.1f} s: {curve}")
     rows = []
     for side in sides:
         of_side = [courses[side, seed] for seed in arguments.seeds]
         last = [course.curve[max(course.curve)] for course in of_side]
-        speed = median(arguments.frames / course.seconds for course in of_side)
+        speed = median(course.speed(arguments.batch) for course in of_side)
         each = ", ".join(f"{value:.1f}" for value in last)
         rows.append([side, each, f"{mean(last):.1f}", f"{speed:,.0f}"])
     print(f"\n{markdown(['', 'final return of each seed', 'mean', 'frames per CPU second'], rows)}")
     print()
     for side in list(sides)[:-1]:
-        ratios = [courses[PEER, s].seconds / courses[side, s].seconds for s in arguments.seeds]
+        ratios = [
+            courses[side, seed].speed(arguments.batch) / courses[PEER, seed].speed(arguments.batch)
+            for seed in arguments.seeds
+        ]
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"throughput of {side} / {PEER}: {each}; median {median(ratios):.2f}")
     if arguments.out is not None:
-        save(courses, f"vmas/{arguments.task}, {arguments.actions} actions", arguments.out)
+        title = f"vmas/{arguments.task}, {arguments.actions} actions"
+        save(courses, title, arguments.batch, arguments.out)
 
 
 if __name__ == "__main__":

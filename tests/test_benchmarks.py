@@ -81,13 +81,14 @@ def test_mamujoco(run_script):
 
 
 def test_beside_benchmarl(tmp_path, run_script):
-    sizes = ("--frames", 100, "--batch", 100, "--interval", 100, "--episodes", 1, "--seeds", 1)
-    output = run_script("benchmarks/beside_benchmarl.py", *sizes, "--out", tmp_path)
+    sizes = ("--frames", 200, "--batch", 100, "--interval", 200, "--episodes", 1, "--seeds", 1)
+    what = ("--task", "predator_prey", "--actions", "continuous")
+    output = run_script("benchmarks/beside_benchmarl.py", *what, *sizes, "--out", tmp_path)
     assert "| BenchMARL's MAPPO |" in output
     with (tmp_path / "returns.csv").open() as file:
         rows = [(row["side"], row["seed"], row["frames"]) for row in csv.DictReader(file)]
     sides = ("MAPPO", "AgentMixer", "BenchMARL's MAPPO")
-    assert rows == [(side, "1", frames) for side in sides for frames in ("0", "100")]
+    assert rows == [(side, "1", frames) for side in sides for frames in ("0", "200")]
     assert (tmp_path / "returns.png").stat().st_size > 5_000
 
 

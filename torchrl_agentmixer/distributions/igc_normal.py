@@ -221,9 +221,10 @@ class IGCTanhNormal(_PresentAgents, TanhNormal):
         nodes = self.loc.new_tensor(self._NODES)
         weights = self.loc.new_tensor(self._WEIGHTS) / math.sqrt(2 * math.pi)
         x = self.loc.unsqueeze(-1) + self.scale.unsqueeze(-1) * nodes  # [*B, n, A, nodes]
-        log_det = 2 * (math.log(2) - x - F.softplus(-2 * x))  # log(1 - tanh(x)^2)
+        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), where E[x] = loc.
+        log_det = 2 * (math.log(2) - self.loc - F.softplus(-2 * x) @ weights)
         stretch = ((self.high - self.low) / 2).to(self.loc).log()
-        per_dim = (log_det * weights).sum(-1) + stretch  # [*B, n, A]
+        per_dim = log_det + stretch  # [*B, n, A]
         return self.base_dist.entropy() + per_dim.flatten(-1 - self.joint).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> IGCTanhNormal:
