@@ -30,6 +30,7 @@ from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 _DIAGNOSED = 1000
 _CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
 _OPTIMISTIC = Schedule(1.0, 0.0, since=0.4, until=0.5)
+_HALF_OPTIMISTIC = Schedule(0.5, 0.0, since=0.4, until=0.5)
 
 
 @dataclass(kw_only=True)
@@ -100,7 +101,7 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
     entropy_coeff: float = 0.0
     strength: Scheduled = 0.0
-    optimism: Scheduled = _OPTIMISTIC
+    optimism: Scheduled = _HALF_OPTIMISTIC
     ratio: Literal["team", "agent"] | None = None
 
     def __post_init__(self) -> None:
