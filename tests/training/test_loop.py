@@ -28,14 +28,38 @@ from torchrl_agentmixer.training import (
 LOOP = LoopConfig(total_frames=120, frames_per_batch=40, eval_interval=80, eval_steps=5)
 
 
-def small_run(path, seed=0, loop=LOOP, name="agent_mixer"):
+def small_run(path, seed=0, loop=LOOP, name="agent_mixer", **options):
     torch.manual_seed(seed)
     env = make_env("grid/predator_prey", num_envs=4, seed=seed)
     eval_env = make_env("grid/predator_prey", num_envs=3, seed=seed)
-    algorithm = make_algorithm(name, env, loop.total_frames, {"epochs": 2, "num_minibatches": 1})
+    options = {"epochs": 2, "num_minibatches": 1, **options}
+    algorithm = make_algorithm(name, env, loop.total_frames, options)
     run = RunDirectory(path)
     row = train(algorithm, env, eval_env, loop, run)
     return row, run, algorithm
+
+
+def test_a_compiled_run_is_the_same(tmp_path, monkeypatch):
+    """With the operations of eager mode: policy and loss read what training changes."""
+    calls = []
+
+    def compiled(function, *args, **kwargs):
+        calls.append(function)
+        return compile_(function, backend="eager")
+
+    compile_ = torch.compile
+    noise = {
+        "start": 3.0,
+        "end": 0.0,
+        "until": 0.5,
+    }  # the Modifier stops after two of three batches
+    _, _, expected = small_run(tmp_path / "eager", strength=noise)
+    monkeypatch.setattr(torch, "compile", compiled)
+    _, _, got = small_run(tmp_path / "compiled", strength=noise, compile=True)
+    assert len(calls) == 2
+    pairs = zip(got.parameters(), expected.parameters(), strict=True)
+    for after, wanted in pairs:
+        torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
 
 
 def without_rates(path):

@@ -38,6 +38,7 @@ class Algorithm(nn.Module):
             individual policies.
         optimizers (dict of str to Optimizer): optimizers whose state is checkpointed.
         frames (int): environment steps so far, of all processes.
+        compile_policy (bool): whether collection in the training process compiles ``policy``.
         discrete, continuous (bool): whether these actions are supported.
         several_groups (bool): whether several groups of agents are supported.
         images (bool): whether observations may be images.
@@ -49,6 +50,7 @@ class Algorithm(nn.Module):
     several_groups = True
     images = False
     decentralized_execution = True
+    compile_policy = False
 
     policy: TensorDictModuleBase
     execution_policy: TensorDictModuleBase

@@ -80,7 +80,7 @@ class PPOAlgorithm(Algorithm):
             param_groups = [{"params": list(parameters), "lr": config.lr}]
         self.optimizer = adam(param_groups, eps=config.adam_eps)
         self.optimizers["optimizer"] = self.optimizer
-        self._uncompiled = config.compile
+        self.compile_policy = self._uncompiled = config.compile
 
     def update(self, batch: TensorDictBase) -> dict[str, float]:
         """Train on one batch of trajectories ``[num_envs, steps]``.

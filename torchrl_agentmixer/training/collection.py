@@ -66,7 +66,14 @@ class Collection:
 
     num_workers = 0
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, frames_per_batch: int) -> None:
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        frames_per_batch: int,
+        *,
+        compile_policy: bool = False,
+    ) -> None:
         self.normalizer = observation_normalizer(env)
         env = collected_env(env, get_primers_from_module(policy, warn=False))
         self.collector: Any = RunCollector(
@@ -76,6 +83,7 @@ class Collection:
             total_frames=-1,  # the training loop counts
             device=env.device,
             auto_register_policy_transforms=False,  # `collected_env` adds them
+            compile_policy=compile_policy,
         )
         self.processes: list[BaseProcess] = worker_processes(env)
 

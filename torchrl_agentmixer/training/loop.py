@@ -78,15 +78,15 @@ def train(
         Interrupted: after SIGTERM or SIGINT.
     """
     check_batch_size(env=env, eval_env=eval_env)
-    ranks = distributed.world_size()
+    frames, ranks = config.frames_per_batch, distributed.world_size()
     num_envs = env.batch_size.numel() * ranks
-    if config.frames_per_batch % num_envs:
+    if frames % num_envs:
         raise ValueError(
-            f"expected `frames_per_batch` to be a multiple of {num_envs} environments, "
-            f"got {config.frames_per_batch}."
+            f"expected as `frames_per_batch` a multiple of {num_envs} environments, got {frames}."
         )
     check_videos(config.video_interval, eval_env)
-    collection = make_collection(env, algorithm.policy, config.frames_per_batch // ranks, workers)
+    policy, compiled = algorithm.policy, algorithm.compile_policy
+    collection = make_collection(env, policy, frames // ranks, workers, compile_policy=compiled)
     ignore: Callable[[Any], None] = lambda value: None  # noqa: E731
     hooks = on_start or ignore, on_metrics or ignore, on_message or warnings.warn
     with closing(collection), SignalHandler() as signals:

@@ -197,10 +197,15 @@ def make_collection(
     policy: TensorDictModuleBase,
     frames_per_batch: int,
     workers: Workers | None = None,
+    *,
+    compile_policy: bool = False,
 ) -> Collection:
-    """The training loop's source of batches: ``workers``, or this process without them."""
+    """The training loop's source of batches: ``workers``, or this process without them.
+
+    ``compile_policy`` is for this process.
+    """
     if workers is None:
-        return Collection(env, policy, frames_per_batch)
+        return Collection(env, policy, frames_per_batch, compile_policy=compile_policy)
     cls = RayCollection if workers.backend == "ray" else WorkerCollection
     return cls(workers, env, policy, frames_per_batch)
 
