@@ -3,7 +3,7 @@
 All have the same numbers of environments, frames, epochs and minibatches and the same layers, and
 are evaluated on the same episodes, which are not timed. The sides alternate within each seed.
 Times are CPU seconds, which other programs hardly change, of all batches after the first. The first
-one warms up, and with ``--compile`` it compiles the losses here; its seconds are printed.
+one warms up, and with ``--compile`` it compiles losses and policy here; its seconds are printed.
 
 .. code-block:: console
 
@@ -50,6 +50,7 @@ class Course:
     """CPU seconds of collection and update of each batch, and returns by frames, not timed."""
 
     score: Callable[[], float]
+    batch: int
     interval: int
     seconds: list[float] = field(default_factory=list)
     curve: dict[int, float] = field(default_factory=dict)
@@ -65,9 +66,10 @@ class Course:
             self.curve[frames] = self.score()
         self.since = time.process_time()
 
-    def speed(self, batch: int) -> float:
+    @property
+    def speed(self) -> float:
         """Frames per CPU second after the first batch."""
-        return batch * len(self.seconds[1:]) / sum(self.seconds[1:])
+        return self.batch * len(self.seconds[1:]) / sum(self.seconds[1:])
 
 
 class ReLUNorm(nn.Sequential):
@@ -88,6 +90,7 @@ class PredatorPrey(VmasClass):
             seed=seed,
             device=device,
             categorical_actions=True,
+            clamp_actions=True,
             **self.config,
         )
 
@@ -130,12 +133,13 @@ def ours(method: str, task, seed: int, sizes: argparse.Namespace, folder: Path) 
         "distribution": "tanh_normal",  # of continuous actions, as BenchMARL's
         "compile": sizes.compile,
     }
-    if method != "agent_mixer":  # its clipping is part of the method
+    if method == "mappo":  # AgentMixer's clipping is part of the method
         options["clip_epsilon"] = CLIP
     algorithm = make_algorithm(method, env, sizes.frames, options)
     test = environment(task, sizes.episodes, seed, sizes)
     course = Course(
         lambda: evaluation(algorithm.execution_policy, test),
+        sizes.batch,
         sizes.interval,
     )
     # The loop's own evaluations are timed: one of one step.
@@ -184,7 +188,7 @@ def benchmarls(task, seed: int, sizes: argparse.Namespace, folder: Path) -> Cour
         callbacks=[watch],
     )
     test = environment(task, sizes.episodes, seed, sizes)
-    watch.course = Course(lambda: evaluation(experiment.policy, test), sizes.interval)
+    watch.course = Course(lambda: evaluation(experiment.policy, test), sizes.batch, sizes.interval)
     watch.course.start()
     experiment.run()
     return watch.course
@@ -195,11 +199,11 @@ def evaluation(policy, env) -> float:
     return float(evaluate(policy, env, max_steps=STEPS, seed=1_000_003).returns.mean())
 
 
-def save(courses: dict[tuple[str, int], Course], title: str, batch: int, out: Path) -> None:
+def save(courses: dict[tuple[str, int], Course], title: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows, curves = [], {}
     for (side, seed), course in courses.items():
-        speed = f"{course.speed(batch):.0f}"
+        speed = f"{course.speed:.0f}"
         for frames, value in course.curve.items():
             row = {"side": side, "seed": seed, "frames": frames, "return": f"{value:.3f}"}
             rows.append({**row, "frames_per_cpu_second": speed})
@@ -219,11 +223,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6_000)
     parser.add_argument("--interval", type=int, default=12_000, help="frames between evaluations")
     parser.add_argument("--episodes", type=int, default=100, help="per evaluation")
-    parser.add_argument("--compile", action="store_true", help="the losses of this package")
+    parser.add_argument("--compile", action="store_true", help="losses and policy of this package")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.frames < 2 * arguments.batch:
-        parser.error(f"--frames: expected at least two batches of {arguments.batch} frames.")
+        least = 2 * arguments.batch
+        parser.error(f"--frames: expected two batches, {least}, or more, got {arguments.frames}.")
     task = task_of(arguments.task)
     mixer = "agent_mixer" if arguments.actions == "discrete" else "agent_mixer_continuous"
     sides = {"MAPPO": partial(ours, "mappo"), "AgentMixer": partial(ours, mixer)}
@@ -234,27 +239,23 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 course = courses[side, seed] = run(task, seed, arguments, Path(folder))
             curve = " ".join(f"{value:.1f}" for value in course.curve.values())
-            speed, first = course.speed(arguments.batch), course.seconds[0]
-            print(f"{side} seed {seed}: {speed:.0f} /s, first batch {first:.1f} s: {curve}")
+            first = course.seconds[0]
+            print(f"{side} seed {seed}: {course.speed:.0f} /s, first batch {first:.1f} s: {curve}")
     rows = []
     for side in sides:
         of_side = [courses[side, seed] for seed in arguments.seeds]
         last = [course.curve[max(course.curve)] for course in of_side]
-        speed = median(course.speed(arguments.batch) for course in of_side)
+        speed = median(course.speed for course in of_side)
         each = ", ".join(f"{value:.1f}" for value in last)
         rows.append([side, each, f"{mean(last):.1f}", f"{speed:,.0f}"])
     print(f"\n{markdown(['', 'final return of each seed', 'mean', 'frames per CPU second'], rows)}")
     print()
     for side in list(sides)[:-1]:
-        ratios = [
-            courses[side, seed].speed(arguments.batch) / courses[PEER, seed].speed(arguments.batch)
-            for seed in arguments.seeds
-        ]
+        ratios = [courses[side, s].speed / courses[PEER, s].speed for s in arguments.seeds]
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"throughput of {side} / {PEER}: {each}; median {median(ratios):.2f}")
     if arguments.out is not None:
-        title = f"vmas/{arguments.task}, {arguments.actions} actions"
-        save(courses, title, arguments.batch, arguments.out)
+        save(courses, f"vmas/{arguments.task}, {arguments.actions} actions", arguments.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,6 +97,20 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.removeprefix("tests/").startswith(LONG):
             item.add_marker(pytest.mark.soak)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What ``torch.compile`` was called with; it compiles to the operations of eager mode."""
+    torch._dynamo.reset()
+    calls, compile_ = [], torch.compile
+
+    def traced(function, *args, **kwargs):
+        calls.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    return calls
 
 
 @pytest.fixture

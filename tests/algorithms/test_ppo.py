@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -109,27 +108,19 @@ def trained(name, env_name, **options):
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "mappo" else pytest.mark.soak) for n in COMPILED]
 )
-def test_compiled_losses_are_the_same(name, monkeypatch):
+def test_compiled_losses_are_the_same(name, compiled):
     """With the operations of eager mode: also no random number more or less is drawn."""
-    calls = []
-
-    def compiled(function, *args, **kwargs):
-        calls.append(function)
-        return compile_(function, backend="eager")
-
-    compile_ = torch.compile
     env_name = "vmas/balance" if name == "agent_mixer_continuous" else "matrix/climbing"
     expected, _, _ = trained(name, env_name)
-    monkeypatch.setattr(torch, "compile", compiled)
+    assert not compiled
     got, _, algorithm = trained(name, env_name, compile=True)
-    assert len(calls) == sum(isinstance(m, LossModule) for m in algorithm.modules())
+    assert len(compiled) == sum(isinstance(m, LossModule) for m in algorithm.modules())
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-def test_compiles_once_and_when_the_modifier_stops(monkeypatch):
+@pytest.mark.usefixtures("compiled")
+def test_compiles_once_and_when_the_modifier_stops():
     """For two sizes of minibatches each; not when a coefficient changes."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    torch._dynamo.reset()
     counters.clear()
     env = make_env("matrix/climbing", num_envs=8, seed=0)
     noise = {"start": 3.0, "end": 0.0, "until": 0.25}

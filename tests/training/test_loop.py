@@ -39,26 +39,17 @@ def small_run(path, seed=0, loop=LOOP, name="agent_mixer", **options):
     return row, run, algorithm
 
 
-def test_a_compiled_run_is_the_same(tmp_path, monkeypatch):
-    """With the operations of eager mode: policy and loss read what training changes."""
-    calls = []
+def test_a_compiled_run_is_the_same(tmp_path, compiled):
+    """With the operations of eager mode: policy and loss read what training changes.
 
-    def compiled(function, *args, **kwargs):
-        calls.append(function)
-        return compile_(function, backend="eager")
-
-    compile_ = torch.compile
-    noise = {
-        "start": 3.0,
-        "end": 0.0,
-        "until": 0.5,
-    }  # the Modifier stops after two of three batches
+    The Modifier stops after two of three batches.
+    """
+    noise = {"start": 3.0, "end": 0.0, "until": 0.5}
     _, _, expected = small_run(tmp_path / "eager", strength=noise)
-    monkeypatch.setattr(torch, "compile", compiled)
+    assert not compiled
     _, _, got = small_run(tmp_path / "compiled", strength=noise, compile=True)
-    assert len(calls) == 2
-    pairs = zip(got.parameters(), expected.parameters(), strict=True)
-    for after, wanted in pairs:
+    assert len(compiled) == 2
+    for after, wanted in zip(got.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
 
 

@@ -82,7 +82,7 @@ def train(
     num_envs = env.batch_size.numel() * ranks
     if frames % num_envs:
         raise ValueError(
-            f"expected as `frames_per_batch` a multiple of {num_envs} environments, got {frames}."
+            f"`frames_per_batch`: expected a multiple of {num_envs} environments, got {frames}."
         )
     check_videos(config.video_interval, eval_env)
     policy, compiled = algorithm.policy, algorithm.compile_policy
