@@ -39,16 +39,19 @@ def small_run(path, seed=0, loop=LOOP, name="agent_mixer", **options):
     return row, run, algorithm
 
 
-def test_a_compiled_run_is_the_same(tmp_path, compiled):
-    """With the operations of eager mode: policy and loss read what training changes.
+NOISE = {"strength": {"start": 3.0, "end": 0.0, "until": 0.5}}  # until after two of three batches
 
-    The Modifier stops after two of three batches.
-    """
-    noise = {"start": 3.0, "end": 0.0, "until": 0.5}
-    _, _, expected = small_run(tmp_path / "eager", strength=noise)
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("agent_mixer", NOISE), ("mappo", {}), ("mappo", {"share_params": True})]
+)
+def test_a_compiled_run_is_the_same(tmp_path, compiled, name, options):
+    """With the operations of eager mode: policy and loss read what training changes."""
+    _, _, expected = small_run(tmp_path / "eager", name=name, **options)
     assert not compiled
-    _, _, got = small_run(tmp_path / "compiled", strength=noise, compile=True)
+    _, _, got = small_run(tmp_path / "compiled", name=name, **options, compile=True)
     assert len(compiled) == 2
+    assert got.state_dict().keys() == expected.state_dict().keys()
     for after, wanted in zip(got.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
 

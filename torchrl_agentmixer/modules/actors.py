@@ -93,6 +93,14 @@ class MultiAgentBody(MultiAgentNetBase):
             net.append(head if device == "meta" else orthogonal_(head, gain=out_gain))
         return net
 
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not (self.share_params and torch.compiler.is_compiling()):
+            return super().forward(inputs)
+        # Views, as torch.compile registers an `nn.Parameter` for good, on the meta device.
+        parameters = self.params.apply(lambda parameter: parameter.view_as(parameter))
+        with parameters.to_module(self._empty_net, preserve_module_state=False):
+            return self._empty_net(self._pre_forward_check(inputs))
+
     def _pre_forward_check(self, inputs: torch.Tensor) -> torch.Tensor:
         if tuple(inputs.shape[-2:]) != (self.n_agents, self.in_dim):
             raise ValueError(
