@@ -1,11 +1,13 @@
 """MAPPO here and JaxMARL's MAPPO on SMAX: frames per CPU second.
 
 Both have the same battles, numbers of environments, steps, epochs and minibatches, GRUs of the same
-width and actors that share their parameters. JaxMARL compiles environment, collection and updates
-into one program; its critic has a GRU and is computed once per agent, the one here is an MLP and is
-computed once per team. The sides alternate; times are CPU seconds of all batches after the second.
-Here only the battles are compiled: ``torch.compile`` would unroll the recurrence. JaxMARL's scripts are in its repository, not in its package, and import
-distrax, which does not run with JAX 0.10: this file has the one distribution that they use.
+width, and actors that share their parameters. JaxMARL compiles battles, collection and updates into
+one program; its critic has a GRU and one value per agent. Here the battles alone are compiled (the
+recurrence would be unrolled), and the critic is an MLP with one value per team. The sides
+alternate; times are CPU seconds of all batches after the third.
+
+JaxMARL's scripts are in its repository, not in its package, and import distrax, which does not run
+with JAX 0.10. This file has the one distribution that they use.
 
 .. code-block:: console
 
@@ -19,17 +21,15 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import torch
 import yaml
-from common import alternate, print_machine, print_rows
+from common import alternate, print_machine, print_ratios
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
@@ -38,7 +38,7 @@ from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
 SCRIPTS = Path("baselines/MAPPO")
 CONFIG = Path("config/mappo_homogenous_rnn_smax.yaml")
 LR, EPOCHS, MINIBATCHES, WIDTH, GRAD_NORM = 5e-4, 4, 4, 128, 0.25
-WARM_UP = 2
+WARM_UP = 3
 PEER = "JaxMARL's MAPPO"
 
 
@@ -58,11 +58,11 @@ class Categorical:
         return -(jnp.exp(self.logits) * self.logits).sum(-1)
 
 
-def jaxmarls_script(checkout: Path, log: Callable[[dict], None]) -> ModuleType:
-    """Import JaxMARL's training script with this file's distribution and logger."""
-    distrax, wandb = ModuleType("distrax"), ModuleType("wandb")
-    distrax.Categorical, wandb.log = Categorical, log  # type: ignore[attr-defined]
-    sys.modules |= {"distrax": distrax, "wandb": wandb}
+def jaxmarls_script(checkout: Path) -> ModuleType:
+    """Import JaxMARL's training script with this file's distribution and an empty ``wandb``."""
+    distrax = ModuleType("distrax")
+    distrax.Categorical = Categorical  # type: ignore[attr-defined]
+    sys.modules |= {"distrax": distrax, "wandb": ModuleType("wandb")}
     sys.path.insert(0, str(checkout / SCRIPTS))
     import mappo_rnn_smax
 
@@ -71,13 +71,13 @@ def jaxmarls_script(checkout: Path, log: Callable[[dict], None]) -> ModuleType:
 
 def rate(ends: list[float], batch: int) -> float:
     """Frames per CPU second from the ends of the batches."""
-    return batch * (len(ends) - 1 - WARM_UP) / (ends[-1] - ends[WARM_UP])
+    return batch * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
 
 
 def theirs(sizes: argparse.Namespace) -> float:
     ends: list[float] = []
-    script = jaxmarls_script(sizes.jaxmarl, lambda _: ends.append(time.process_time()))
-    script.wandb.log = sys.modules["wandb"].log
+    script = jaxmarls_script(sizes.jaxmarl)
+    script.wandb.log = lambda _: ends.append(time.process_time())
     batch = sizes.num_envs * sizes.steps
     config = yaml.safe_load((sizes.jaxmarl / SCRIPTS / CONFIG).read_text())
     config |= {"MAP_NAME": sizes.scenario, "TOTAL_TIMESTEPS": sizes.batches * batch}
@@ -140,12 +140,7 @@ def main() -> None:
         "AgentMixer": partial(ours, "agent_mixer", sizes),
         PEER: partial(theirs, sizes),
     }
-    rates = alternate(sides, sizes.rounds)
-    for i, (side, each) in enumerate(rates.items()):
-        ratio = median(a / b for a, b in zip(each, rates[PEER], strict=True))
-        rounds = ", ".join(f"{value:,.0f}" for value in each)
-        row = {"side": side, "each round": rounds, f"/ {PEER}": f"{ratio:.2f}"}
-        print_rows([row], header=i == 0)
+    print_ratios(alternate(sides, sizes.rounds), PEER)
 
 
 if __name__ == "__main__":

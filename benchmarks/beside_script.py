@@ -1,8 +1,9 @@
-"""MAPPO and AgentMixer here, and a MAPPO script of TorchRL's components alone: frames per CPU second.
+"""MAPPO and AgentMixer here, and a MAPPO script of TorchRL's components: frames per CPU second.
 
-The script is ``examples/plain_mappo.py`` (VMAS navigation, 60 environments, batches of 6,000 frames,
-60 gradient steps of 1,000 frames each). The sides alternate. A side's rate is from two trainings of
-different lengths, so that imports, environments, compilation and evaluation do not count.
+The script is ``examples/plain_mappo.py``: VMAS navigation, 60 environments, batches of 6,000
+frames, 60 gradient steps of 1,000 frames each. The sides alternate. A side's rate is from two
+trainings of different lengths, so that imports, environments, compilation and evaluation do not
+count.
 
 .. code-block:: console
 
@@ -18,10 +19,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
-from common import alternate, print_machine, print_rows
+from common import alternate, print_machine, print_ratios
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
@@ -71,9 +71,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.frames <= LEAST or arguments.frames % BATCH:
-        parser.error(
-            f"--frames: expected a multiple of {BATCH} above {LEAST}, got {arguments.frames}."
-        )
+        expected = f"a multiple of {BATCH} above {LEAST}"
+        parser.error(f"--frames: expected {expected}, got {arguments.frames}.")
     torch.set_num_threads(1)
     script = partial(runpy.run_path(str(SCRIPT))["main"], "continuous", seed=0)
     runs: dict[str, Callable[[int], object]] = {
@@ -85,12 +84,7 @@ def main() -> None:
     }
     print_machine("VMAS navigation, frames per CPU second")
     sides = {side: partial(rate, run, arguments.frames) for side, run in runs.items()}
-    rates = alternate(sides, arguments.rounds)
-    for i, (side, each) in enumerate(rates.items()):
-        ratio = median(a / b for a, b in zip(each, rates[PEER], strict=True))
-        rounds = ", ".join(f"{value:,.0f}" for value in each)
-        row = {"side": side, "each round": rounds, f"/ {PEER}": f"{ratio:.2f}"}
-        print_rows([row], header=i == 0)
+    print_ratios(alternate(sides, arguments.rounds), PEER)
 
 
 if __name__ == "__main__":

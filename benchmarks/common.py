@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 Side = TypeVar("Side", bound=Hashable)
@@ -34,6 +35,16 @@ def alternate(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Si
         for side, measure in sides.items():
             measured[side].append(measure())
     return measured
+
+
+def print_ratios(rates: Mapping[str, Sequence[float]], peer: str) -> None:
+    """Print the rates of every round, and their median ratio to those of a side."""
+    rows = []
+    for side, each in rates.items():
+        ratio = median(ours / theirs for ours, theirs in zip(each, rates[peer], strict=True))
+        rounds = ", ".join(f"{value:,.0f}" for value in each)
+        rows.append({"side": side, "each round": rounds, f"/ {peer}": f"{ratio:.2f}"})
+    print_rows(rows)
 
 
 def print_machine(what: str) -> None:

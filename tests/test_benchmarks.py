@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.experiment import load_run
@@ -90,6 +91,30 @@ def test_beside_benchmarl(tmp_path, run_script):
     sides = ("MAPPO", "AgentMixer", "BenchMARL's MAPPO")
     assert rows == [(side, "1", frames) for side in sides for frames in ("0", "200")]
     assert (tmp_path / "returns.png").stat().st_size > 5_000
+
+
+@pytest.mark.soak
+def test_beside_script(run_script):
+    output = run_script("benchmarks/beside_script.py", "--frames", 18_000, "--rounds", 1)
+    rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 5
+    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
+    assert rows[-1][0] == "| plain_mappo.py" and rows[-1][2] == "1.00 |"
+
+
+def test_beside_jaxmarl(tmp_path, run_script):
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("jaxmarl")
+    output = run_script("benchmarks/beside_jaxmarl.py", "--jaxmarl", tmp_path, ok=False)
+    assert "expected a checkout with baselines/MAPPO" in output
+    import beside_jaxmarl
+
+    logits, action = torch.randn(7, 3, 5), torch.randint(5, (7, 3))
+    expected = torch.distributions.Categorical(logits=logits)
+    got = beside_jaxmarl.Categorical(jax.numpy.asarray(logits.numpy()))
+    log_prob, entropy = got.log_prob(action.numpy()), got.entropy()
+    torch.testing.assert_close(torch.tensor(log_prob.tolist()), expected.log_prob(action))
+    torch.testing.assert_close(torch.tensor(entropy.tolist()), expected.entropy())
 
 
 def test_tabular_games(run_script):

@@ -27,7 +27,7 @@ from torchrl_agentmixer.algorithms import (
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.export import SCHEMA_VERSION, agent_actors, verification
 from torchrl_agentmixer.export import decentralized as exporting
-from torchrl_agentmixer.modules.actors import MultiAgentBody
+from torchrl_agentmixer.modules.body import MultiAgentBody
 from torchrl_agentmixer.policies.product import actor_module, mode_policy, product_policy
 
 LOW, HIGH = torch.tensor([[-1.0, 0.0, -3.0]] * 2), torch.tensor([[1.0, 0.5, 100.0]] * 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor, MultiAgentBody
+from torchrl_agentmixer.modules.actors import CategoricalActor, GaussianActor
+from torchrl_agentmixer.modules.body import MultiAgentBody
 from torchrl_agentmixer.modules.central_actor import CentralActor
 from torchrl_agentmixer.modules.coefficients import IGCCoefficients, IGCSchedules, PlanSchedules
 from torchrl_agentmixer.modules.critics import (

@@ -12,7 +12,7 @@ from torch import nn
 from torchrl.modules import ValueNorm
 
 from torchrl_agentmixer._choices import check_at_least
-from torchrl_agentmixer.modules.actors import MultiAgentBody
+from torchrl_agentmixer.modules.body import MultiAgentBody
 from torchrl_agentmixer.modules.images import ImageShape
 from torchrl_agentmixer.modules.mlp import layer_norm_mlp, orthogonal_
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 from torchrl.modules import QMixer
 
-from torchrl_agentmixer.modules.actors import MultiAgentBody
+from torchrl_agentmixer.modules.body import MultiAgentBody
 
 
 class LatentUtilities(nn.Module):
