@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import torch
 import yaml
-from common import alternate, print_machine, print_ratios
+from common import alternate, print_machine, print_ratios, rate_of_batches
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
@@ -69,11 +69,6 @@ def jaxmarls_script(checkout: Path) -> ModuleType:
     return mappo_rnn_smax
 
 
-def rate(ends: list[float], batch: int) -> float:
-    """Frames per CPU second from the ends of the batches."""
-    return batch * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
-
-
 def theirs(sizes: argparse.Namespace) -> float:
     ends: list[float] = []
     script = jaxmarls_script(sizes.jaxmarl)
@@ -86,7 +81,7 @@ def theirs(sizes: argparse.Namespace) -> float:
     config |= {"NUM_MINIBATCHES": MINIBATCHES, "MAX_GRAD_NORM": GRAD_NORM}
     config |= {"FC_DIM_SIZE": WIDTH, "GRU_HIDDEN_DIM": WIDTH}
     jax.block_until_ready(jax.jit(script.make_train(config))(jax.random.PRNGKey(0)))
-    return rate(ends, batch)
+    return rate_of_batches(ends, batch, WARM_UP)
 
 
 def ours(method: str, sizes: argparse.Namespace) -> float:
@@ -119,7 +114,7 @@ def ours(method: str, sizes: argparse.Namespace) -> float:
             on_metrics=lambda _: ends.append(time.process_time()),
         )
     # The last row comes after the evaluation.
-    return rate(ends[:-1], batch)
+    return rate_of_batches(ends[:-1], batch, WARM_UP)
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """MAPPO and AgentMixer here, and a MAPPO script of TorchRL's components: frames per CPU second.
 
 The script is ``examples/plain_mappo.py``: VMAS navigation, 60 environments, batches of 6,000
-frames, 60 gradient steps of 1,000 frames each. The sides alternate. A side's rate is from two
-trainings of different lengths, so that imports, environments, compilation and evaluation do not
-count.
+frames, 60 gradient steps of 1,000 frames each. The sides alternate. Times are of the batches after
+the second; the script's are the difference of two trainings, of two batches and of all.
 
 .. code-block:: console
 
@@ -16,19 +15,18 @@ import argparse
 import runpy
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from common import alternate, print_machine, print_ratios
+from common import alternate, print_machine, print_ratios, rate_of_batches
 
 from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
 
 SCRIPT = Path(__file__).parent.parent / "examples/plain_mappo.py"
-BATCH, LEAST = 6_000, 12_000
+BATCH, WARM_UP = 6_000, 2
 OPTIONS = {
     "lr": 5e-4,
     "epochs": 10,
@@ -43,26 +41,36 @@ OPTIONS = {
 PEER = "plain_mappo.py"
 
 
-def ours(method: str, compiled: bool, frames: int) -> None:
+def ours(method: str, compiled: bool, frames: int) -> float:
     torch.manual_seed(0)
     make = partial(make_env, "vmas/navigation", max_steps=100, n_agents=3, collisions=False)
     env = make(num_envs=60, seed=0)
     algorithm = make_algorithm(method, env, frames, {**OPTIONS, "compile": compiled})
     loop = LoopConfig(
-        total_frames=frames, frames_per_batch=BATCH, eval_interval=frames, eval_steps=100
+        total_frames=frames, frames_per_batch=BATCH, eval_interval=frames, eval_steps=1
     )
+    ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        train(algorithm, env, make(num_envs=100, seed=1), loop, RunDirectory(Path(folder)))
+        train(
+            algorithm,
+            env,
+            make(num_envs=1, seed=1),
+            loop,
+            RunDirectory(Path(folder)),
+            on_metrics=lambda _: ends.append(time.process_time()),
+        )
+    # The last row comes after the evaluation.
+    return rate_of_batches(ends[:-1], BATCH, WARM_UP)
 
 
-def rate(run: Callable[[int], object], frames: int) -> float:
-    """Frames per CPU second of all after the first ``LEAST``."""
+def scripts(frames: int) -> float:
+    run, least = runpy.run_path(str(SCRIPT))["main"], WARM_UP * BATCH
     seconds = []
-    for total in (LEAST, frames):
+    for total in (least, frames):
         began = time.process_time()
-        run(total)
+        run("continuous", frames=total, seed=0)
         seconds.append(time.process_time() - began)
-    return (frames - LEAST) / (seconds[1] - seconds[0])
+    return (frames - least) / (seconds[1] - seconds[0])
 
 
 def main() -> None:
@@ -70,20 +78,19 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    if arguments.frames <= LEAST or arguments.frames % BATCH:
-        expected = f"a multiple of {BATCH} above {LEAST}"
+    least = (WARM_UP + 2) * BATCH
+    if arguments.frames < least or arguments.frames % BATCH:
+        expected = f"a multiple of {BATCH}, at least {least}"
         parser.error(f"--frames: expected {expected}, got {arguments.frames}.")
     torch.set_num_threads(1)
-    script = partial(runpy.run_path(str(SCRIPT))["main"], "continuous", seed=0)
-    runs: dict[str, Callable[[int], object]] = {
-        "MAPPO": partial(ours, "mappo", False),
-        "AgentMixer": partial(ours, "agent_mixer_continuous", False),
-        "MAPPO, compiled": partial(ours, "mappo", True),
-        "AgentMixer, compiled": partial(ours, "agent_mixer_continuous", True),
-        PEER: lambda frames: script(frames=frames),
-    }
     print_machine("VMAS navigation, frames per CPU second")
-    sides = {side: partial(rate, run, arguments.frames) for side, run in runs.items()}
+    sides = {
+        "MAPPO": partial(ours, "mappo", False, arguments.frames),
+        "AgentMixer": partial(ours, "agent_mixer_continuous", False, arguments.frames),
+        "MAPPO, compiled": partial(ours, "mappo", True, arguments.frames),
+        "AgentMixer, compiled": partial(ours, "agent_mixer_continuous", True, arguments.frames),
+        PEER: partial(scripts, arguments.frames),
+    }
     print_ratios(alternate(sides, arguments.rounds), PEER)
 
 

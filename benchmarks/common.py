@@ -37,6 +37,11 @@ def alternate(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Si
     return measured
 
 
+def rate_of_batches(ends: Sequence[float], frames: int, warm_up: int) -> float:
+    """Frames per second after the first batches, from the times at which batches ended."""
+    return frames * (len(ends) - warm_up) / (ends[-1] - ends[warm_up - 1])
+
+
 def print_ratios(rates: Mapping[str, Sequence[float]], peer: str) -> None:
     """Print the rates of every round, and their median ratio to those of a side."""
     rows = []

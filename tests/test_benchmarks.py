@@ -95,11 +95,12 @@ def test_beside_benchmarl(tmp_path, run_script):
 
 @pytest.mark.soak
 def test_beside_script(run_script):
-    output = run_script("benchmarks/beside_script.py", "--frames", 18_000, "--rounds", 1)
+    output = run_script("benchmarks/beside_script.py", "--frames", 24_000, "--rounds", 1)
     rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 5
     assert all(float(row[1].replace(",", "")) > 0 for row in rows)
-    assert rows[-1][0] == "| plain_mappo.py" and rows[-1][2] == "1.00 |"
+    assert rows[-1][0] == "| plain_mappo.py"
+    assert rows[-1][2] == "1.00 |"
 
 
 def test_beside_jaxmarl(tmp_path, run_script):
