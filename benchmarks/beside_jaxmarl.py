@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -29,16 +28,14 @@ import jax
 import jax.numpy as jnp
 import torch
 import yaml
-from common import alternate, print_machine, print_ratios, rate_of_batches
+from common import alternate, print_machine, print_ratios, rate_of_batches, training_rate
 
-from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
+from torchrl_agentmixer.training import LoopConfig
 
 SCRIPTS = Path("baselines/MAPPO")
 CONFIG = Path("config/mappo_homogenous_rnn_smax.yaml")
 LR, EPOCHS, MINIBATCHES, WIDTH, GRAD_NORM = 5e-4, 4, 4, 128, 0.25
-WARM_UP = 3
 PEER = "JaxMARL's MAPPO"
 
 
@@ -81,13 +78,12 @@ def theirs(sizes: argparse.Namespace) -> float:
     config |= {"NUM_MINIBATCHES": MINIBATCHES, "MAX_GRAD_NORM": GRAD_NORM}
     config |= {"FC_DIM_SIZE": WIDTH, "GRU_HIDDEN_DIM": WIDTH}
     jax.block_until_ready(jax.jit(script.make_train(config))(jax.random.PRNGKey(0)))
-    return rate_of_batches(ends, batch, WARM_UP)
+    return rate_of_batches(ends, batch)
 
 
 def ours(method: str, sizes: argparse.Namespace) -> float:
-    torch.manual_seed(0)
-    name, batch = f"smax/{sizes.scenario}", sizes.num_envs * sizes.steps
-    env = make_env(name, num_envs=sizes.num_envs, seed=0)
+    batch = sizes.num_envs * sizes.steps
+    frames = sizes.batches * batch
     options = {
         "lr": LR,
         "epochs": EPOCHS,
@@ -100,21 +96,11 @@ def ours(method: str, sizes: argparse.Namespace) -> float:
         "sequence_length": sizes.steps,
         "share_params": True,
     }
-    frames = sizes.batches * batch
-    ends: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            make_algorithm(method, env, frames, options),
-            env,
-            make_env(name, num_envs=1, seed=1),
-            LoopConfig(
-                total_frames=frames, frames_per_batch=batch, eval_interval=frames, eval_steps=1
-            ),
-            RunDirectory(Path(folder)),
-            on_metrics=lambda _: ends.append(time.process_time()),
-        )
-    # The last row comes after the evaluation.
-    return rate_of_batches(ends[:-1], batch, WARM_UP)
+    loop = LoopConfig(
+        total_frames=frames, frames_per_batch=batch, eval_interval=frames, eval_steps=1
+    )
+    make = partial(make_env, f"smax/{sizes.scenario}", num_envs=sizes.num_envs)
+    return training_rate(method, options, make, loop)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 The script is ``examples/plain_mappo.py``: VMAS navigation, 60 environments, batches of 6,000
 frames, 60 gradient steps of 1,000 frames each. The sides alternate. Times are of the batches after
-the second; the script's are the difference of two trainings, of two batches and of all.
+the third; the script's are the difference of two trainings, of three batches and of all.
 
 .. code-block:: console
 
@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import runpy
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-from common import alternate, print_machine, print_ratios, rate_of_batches
+from common import WARM_UP, alternate, print_machine, print_ratios, training_rate
 
-from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
+from torchrl_agentmixer.training import LoopConfig
 
 SCRIPT = Path(__file__).parent.parent / "examples/plain_mappo.py"
-BATCH, WARM_UP = 6_000, 2
+BATCH = 6_000
 OPTIONS = {
     "lr": 5e-4,
     "epochs": 10,
@@ -42,25 +40,12 @@ PEER = "plain_mappo.py"
 
 
 def ours(method: str, compiled: bool, frames: int) -> float:
-    torch.manual_seed(0)
     make = partial(make_env, "vmas/navigation", max_steps=100, n_agents=3, collisions=False)
-    env = make(num_envs=60, seed=0)
-    algorithm = make_algorithm(method, env, frames, {**OPTIONS, "compile": compiled})
     loop = LoopConfig(
         total_frames=frames, frames_per_batch=BATCH, eval_interval=frames, eval_steps=1
     )
-    ends: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            algorithm,
-            env,
-            make(num_envs=1, seed=1),
-            loop,
-            RunDirectory(Path(folder)),
-            on_metrics=lambda _: ends.append(time.process_time()),
-        )
-    # The last row comes after the evaluation.
-    return rate_of_batches(ends[:-1], BATCH, WARM_UP)
+    options = {**OPTIONS, "compile": compiled}
+    return training_rate(method, options, partial(make, num_envs=60), loop)
 
 
 def scripts(frames: int) -> float:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
+
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_agentmixer.algorithms import make_algorithm
+from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
+
+WARM_UP = 3  # batches that no rate counts
 
 Side = TypeVar("Side", bound=Hashable)
 
@@ -37,9 +47,32 @@ def alternate(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Si
     return measured
 
 
-def rate_of_batches(ends: Sequence[float], frames: int, warm_up: int) -> float:
+def rate_of_batches(ends: Sequence[float], frames: int) -> float:
     """Frames per second after the first batches, from the times at which batches ended."""
-    return frames * (len(ends) - warm_up) / (ends[-1] - ends[warm_up - 1])
+    return frames * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
+
+
+def training_rate(
+    method: str, options: Mapping[str, Any], make: Callable[..., EnvBase], sizes: LoopConfig
+) -> float:
+    """Train once; frames per CPU second between the first batches and the last, which is evaluated.
+
+    ``make(num_envs=..., seed=...)`` makes an environment.
+    """
+    torch.manual_seed(0)
+    env = make(seed=0)
+    algorithm = make_algorithm(method, env, sizes.total_frames, options)
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            algorithm,
+            env,
+            make(num_envs=1, seed=1),
+            sizes,
+            RunDirectory(Path(folder)),
+            on_metrics=lambda _: ends.append(time.process_time()),
+        )
+    return rate_of_batches(ends[:-1], sizes.frames_per_batch)
 
 
 def print_ratios(rates: Mapping[str, Sequence[float]], peer: str) -> None:

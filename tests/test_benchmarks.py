@@ -34,6 +34,18 @@ def test_throughput(tmp_path, run_script):
     assert output.count("| vmas/predator_prey |") == 6
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("options", [(), ("--compile",)])
+def test_gpu_script_on_a_cpu(tmp_path, run_script, options):
+    sizes = ("--envs", "grid/predator_prey", "--num-envs", 8, "--steps", 4, "--batches", 2)
+    run_script("benchmarks/gpu.py", "--device", "cpu", *sizes, *options, "--csv", tmp_path / "csv")
+    with (tmp_path / "csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["mappo", "agent_mixer", "joint_plans"]
+    assert {row["compiled"] for row in rows} == {str("--compile" in options)}
+    assert all(float(row["train_fps"]) > 0 for row in rows)
+
+
 def test_throughput_by_number_of_agents(tmp_path, run_script):
     sizes = ("--num-envs", 2, "--n-agents", 2, 3, "--steps", 2, "--rounds", 1)
     run_script("benchmarks/throughput.py", *sizes, "--plot", tmp_path / "agents.png")
