@@ -107,7 +107,7 @@ def test_beside_benchmarl(tmp_path, run_script):
 
 @pytest.mark.soak
 def test_beside_script(run_script):
-    output = run_script("benchmarks/beside_script.py", "--frames", 24_000, "--rounds", 1)
+    output = run_script("benchmarks/beside_script.py", "--frames", 30_000, "--rounds", 1)
     rows = [line.split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 5
     assert all(float(row[1].replace(",", "")) > 0 for row in rows)
