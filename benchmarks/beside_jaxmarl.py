@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,10 +28,16 @@ import jax
 import jax.numpy as jnp
 import torch
 import yaml
-from common import alternate, print_machine, print_ratios, rate_of_batches, training_rate
+from common import (
+    LEAST_BATCHES,
+    alternate,
+    print_machine,
+    print_ratios,
+    rate_of_batches,
+    training_rate,
+)
 
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.training import LoopConfig
 
 SCRIPTS = Path("baselines/MAPPO")
 CONFIG = Path("config/mappo_homogenous_rnn_smax.yaml")
@@ -55,6 +61,7 @@ class Categorical:
         return -(jnp.exp(self.logits) * self.logits).sum(-1)
 
 
+@cache
 def jaxmarls_script(checkout: Path) -> ModuleType:
     """Import JaxMARL's training script with this file's distribution and an empty ``wandb``."""
     distrax = ModuleType("distrax")
@@ -83,7 +90,6 @@ def theirs(sizes: argparse.Namespace) -> float:
 
 def ours(method: str, sizes: argparse.Namespace) -> float:
     batch = sizes.num_envs * sizes.steps
-    frames = sizes.batches * batch
     options = {
         "lr": LR,
         "epochs": EPOCHS,
@@ -96,11 +102,8 @@ def ours(method: str, sizes: argparse.Namespace) -> float:
         "sequence_length": sizes.steps,
         "share_params": True,
     }
-    loop = LoopConfig(
-        total_frames=frames, frames_per_batch=batch, eval_interval=frames, eval_steps=1
-    )
     make = partial(make_env, f"smax/{sizes.scenario}", num_envs=sizes.num_envs)
-    return training_rate(method, options, make, loop)
+    return training_rate(method, options, make, sizes.batches * batch, batch)
 
 
 def main() -> None:
@@ -114,6 +117,8 @@ def main() -> None:
     sizes = parser.parse_args()
     if not (sizes.jaxmarl / SCRIPTS).is_dir():
         parser.error(f"--jaxmarl: expected a checkout with {SCRIPTS}, got {sizes.jaxmarl}.")
+    if sizes.batches < LEAST_BATCHES:
+        parser.error(f"--batches: expected at least {LEAST_BATCHES}, got {sizes.batches}.")
     torch.set_num_threads(1)
     print_machine(f"{sizes.scenario}, frames per CPU second")
     sides = {

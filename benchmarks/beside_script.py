@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import WARM_UP, alternate, print_machine, print_ratios, training_rate
+from common import LEAST_BATCHES, WARM_UP, alternate, print_machine, print_ratios, training_rate
 
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.training import LoopConfig
 
 SCRIPT = Path(__file__).parent.parent / "examples/plain_mappo.py"
 BATCH = 6_000
@@ -41,11 +40,8 @@ PEER = "plain_mappo.py"
 
 def ours(method: str, compiled: bool, frames: int) -> float:
     make = partial(make_env, "vmas/navigation", max_steps=100, n_agents=3, collisions=False)
-    loop = LoopConfig(
-        total_frames=frames, frames_per_batch=BATCH, eval_interval=frames, eval_steps=1
-    )
     options = {**OPTIONS, "compile": compiled}
-    return training_rate(method, options, partial(make, num_envs=60), loop)
+    return training_rate(method, options, partial(make, num_envs=60), frames, BATCH)
 
 
 def scripts(frames: int) -> float:
@@ -63,7 +59,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    least = (WARM_UP + 2) * BATCH
+    least = LEAST_BATCHES * BATCH
     if arguments.frames < least or arguments.frames % BATCH:
         expected = f"a multiple of {BATCH}, at least {least}"
         parser.error(f"--frames: expected {expected}, got {arguments.frames}.")

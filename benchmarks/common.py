@@ -18,6 +18,7 @@ from torchrl_agentmixer.algorithms import make_algorithm
 from torchrl_agentmixer.training import LoopConfig, RunDirectory, train
 
 WARM_UP = 3  # batches that no rate counts
+LEAST_BATCHES = WARM_UP + 2  # one that counts, and the last
 
 Side = TypeVar("Side", bound=Hashable)
 
@@ -53,7 +54,7 @@ def rate_of_batches(ends: Sequence[float], frames: int) -> float:
 
 
 def training_rate(
-    method: str, options: Mapping[str, Any], make: Callable[..., EnvBase], sizes: LoopConfig
+    method: str, options: Mapping[str, Any], make: Callable[..., EnvBase], frames: int, batch: int
 ) -> float:
     """Train once; frames per CPU second between the first batches and the last, which is evaluated.
 
@@ -61,18 +62,21 @@ def training_rate(
     """
     torch.manual_seed(0)
     env = make(seed=0)
-    algorithm = make_algorithm(method, env, sizes.total_frames, options)
+    algorithm = make_algorithm(method, env, frames, options)
+    loop = LoopConfig(
+        total_frames=frames, frames_per_batch=batch, eval_interval=frames, eval_steps=1
+    )
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         train(
             algorithm,
             env,
             make(num_envs=1, seed=1),
-            sizes,
+            loop,
             RunDirectory(Path(folder)),
             on_metrics=lambda _: ends.append(time.process_time()),
         )
-    return rate_of_batches(ends[:-1], sizes.frames_per_batch)
+    return rate_of_batches(ends[:-1], batch)
 
 
 def print_ratios(rates: Mapping[str, Sequence[float]], peer: str) -> None:

@@ -51,8 +51,13 @@ def measure(name: str, method: str, num_envs: int, arguments: argparse.Namespace
             "eval_envs": 8,
             "eval_steps": 8,
         },
-        "algorithm": {"name": algorithm, "epochs": 5, "num_minibatches": 8, **options}
-        | {"compile": arguments.compile},
+        "algorithm": {
+            "name": algorithm,
+            "epochs": 5,
+            "num_minibatches": 8,
+            "compile": arguments.compile,
+            **options,
+        },
         "device": arguments.device,
         "checkpoint_interval": None,
         "num_threads": 1,
@@ -81,7 +86,9 @@ def show_profile(name: str, num_envs: int, arguments: argparse.Namespace) -> Non
     kwargs, methods = ENVS[name]
     method, options = methods["joint_plans"]
     env = make_env(name, num_envs=num_envs, device=arguments.device, seed=0, **kwargs)
-    algorithm = make_algorithm(method, env, 10**9, {"epochs": 1, **options})
+    algorithm = make_algorithm(
+        method, env, 10**9, {"epochs": 1, "compile": arguments.compile, **options}
+    )
     batch = env.rollout(arguments.steps, algorithm.policy, break_when_any_done=False).detach()
     algorithm.update(batch.copy())
     on_gpu = arguments.device.startswith("cuda")

@@ -34,14 +34,14 @@ def test_throughput(tmp_path, run_script):
     assert output.count("| vmas/predator_prey |") == 6
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("options", [(), ("--compile",)])
-def test_gpu_script_on_a_cpu(tmp_path, run_script, options):
+def test_gpu_script_on_a_cpu(tmp_path, run_script, options, compiled):
     sizes = ("--envs", "grid/predator_prey", "--num-envs", 8, "--steps", 4, "--batches", 2)
     run_script("benchmarks/gpu.py", "--device", "cpu", *sizes, *options, "--csv", tmp_path / "csv")
     with (tmp_path / "csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["mappo", "agent_mixer", "joint_plans"]
+    assert bool(compiled) == ("--compile" in options)
     assert {row["compiled"] for row in rows} == {str("--compile" in options)}
     assert all(float(row["train_fps"]) > 0 for row in rows)
 
@@ -120,6 +120,10 @@ def test_beside_jaxmarl(tmp_path, run_script):
     pytest.importorskip("jaxmarl")
     output = run_script("benchmarks/beside_jaxmarl.py", "--jaxmarl", tmp_path, ok=False)
     assert "expected a checkout with baselines/MAPPO" in output
+    (tmp_path / "baselines/MAPPO").mkdir(parents=True)
+    few = ("--jaxmarl", tmp_path, "--batches", 4)
+    output = run_script("benchmarks/beside_jaxmarl.py", *few, ok=False)
+    assert "--batches: expected at least 5, got 4" in output
     import beside_jaxmarl
 
     logits, action = torch.randn(7, 3, 5), torch.randint(5, (7, 3))
