@@ -24,6 +24,7 @@ from torchrl_agentmixer.modules import (
     IGCSchedules,
     PlanSchedules,
 )
+from torchrl_agentmixer.objectives import AgentMixerLoss
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
@@ -151,6 +152,7 @@ class AgentMixer(PPOAlgorithm):
     continuous = False
     config_class: type[AgentMixerConfig | ContinuousAgentMixerConfig] = AgentMixerConfig
     policy_class = AgentMixerPolicy
+    loss_class = AgentMixerLoss
     policy: AgentMixerPolicy
 
     def __init__(
@@ -165,7 +167,7 @@ class AgentMixer(PPOAlgorithm):
             env, actor_kwargs=config.actor_kwargs, joint=joint, **config.policy_kwargs
         ).to(env.device)
         critic, value_norm = central_critic(env, config)
-        loss = make_ppo_loss(policy, critic, config, value_norm)
+        loss = make_ppo_loss(policy, critic, config, value_norm, loss_class=self.loss_class)
         loss.set_keys(action=policy.action_keys)
         actors = [p for module in policy.actors for p in module.parameters() if p.requires_grad]
         modifier = list(policy.modifier.parameters())

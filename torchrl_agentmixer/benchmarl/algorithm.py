@@ -25,6 +25,7 @@ from torchrl.objectives import LossModule
 from torchrl_agentmixer.algorithms import AgentMixerConfig as DiscreteConfig
 from torchrl_agentmixer.algorithms import ContinuousAgentMixerConfig as ContinuousConfig
 from torchrl_agentmixer.benchmarl.team_distribution import TeamDistribution
+from torchrl_agentmixer.distributed import standardized
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import PolicyModifier
 from torchrl_agentmixer.objectives import optimistic
@@ -111,7 +112,7 @@ class AgentMixer(Mappo):
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
-        """BenchMARL's advantages, averaged over agents, normalized and optimistic.
+        """BenchMARL's advantages, averaged over agents, and as in :class:`AgentMixerLoss`.
 
         BenchMARL's MAPPO does not normalize. The joint scale of continuous actions learns slowly:
         while the critic overestimates, all advantages are negative, and the means would diverge
@@ -120,9 +121,9 @@ class AgentMixer(Mappo):
         batch = super().process_batch(group, batch)
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
         team = advantage.mean(-2, keepdim=True)
-        team = (team - team.mean()) / team.std().clamp_min(1e-6)
         recipe = self._recipe(continuous=not self.policies[group].groups[0].discrete)
-        team = optimistic(team, as_schedule(recipe.optimism)(self.progress))
+        optimism = as_schedule(recipe.optimism)(self.progress)
+        team = standardized(optimistic(standardized(team), optimism))
         return batch.set((group, "advantage"), team.expand_as(advantage).clone())
 
     @property

@@ -1,0 +1,16 @@
+"""Candidate of ``grids.yaml``: AgentMixer whose optimistic advantages are not standardized again."""
+
+from __future__ import annotations
+
+from torchrl_agentmixer.algorithms import AgentMixer, AgentMixerConfig
+from torchrl_agentmixer.algorithms.registry import register_algorithm
+from torchrl_agentmixer.objectives import HuberPPOLoss
+
+
+class StandardizedOnce(AgentMixer):
+    """AgentMixer with the optimism of OptiMAPPO, as before November 2026."""
+
+    loss_class = HuberPPOLoss
+
+
+register_algorithm("agent_mixer_standardized_once", StandardizedOnce, AgentMixerConfig)
