@@ -1,4 +1,4 @@
-"""Candidate of ``grids.yaml``: AgentMixer whose optimistic advantages are not standardized again."""
+"""Candidate of ``grids.yaml``: AgentMixer without the second standardization of advantages."""
 
 from __future__ import annotations
 

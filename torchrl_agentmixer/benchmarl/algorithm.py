@@ -112,7 +112,7 @@ class AgentMixer(Mappo):
         return parameters
 
     def process_batch(self, group: str, batch: TensorDictBase) -> TensorDictBase:
-        """BenchMARL's advantages, averaged over agents, and as in :class:`AgentMixerLoss`.
+        """BenchMARL's advantages, averaged over agents, normalized and optimistic.
 
         BenchMARL's MAPPO does not normalize. The joint scale of continuous actions learns slowly:
         while the critic overestimates, all advantages are negative, and the means would diverge
@@ -121,9 +121,11 @@ class AgentMixer(Mappo):
         batch = super().process_batch(group, batch)
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
         team = advantage.mean(-2, keepdim=True)
-        recipe = self._recipe(continuous=not self.policies[group].groups[0].discrete)
-        optimism = as_schedule(recipe.optimism)(self.progress)
-        team = standardized(optimistic(standardized(team), optimism))
+        discrete = self.policies[group].groups[0].discrete
+        optimism = as_schedule(self._recipe(continuous=not discrete).optimism)(self.progress)
+        team = optimistic(standardized(team), optimism)
+        if discrete:
+            team = standardized(team)  # as in `AgentMixerLoss`
         return batch.set((group, "advantage"), team.expand_as(advantage).clone())
 
     @property
