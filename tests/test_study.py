@@ -6,6 +6,7 @@ import csv
 import shutil
 import signal
 import sys
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from tensordict import TensorDict
 
 from torchrl_agentmixer.algorithms import make_algorithm, registry
 from torchrl_agentmixer.envs import make_env
@@ -315,15 +317,32 @@ def test_many_candidates_are_plotted_by_their_evaluations(monkeypatch, count, co
     assert (drawn["decentralized modes"]["0"].joint is None) == (count == 6)
 
 
+@contextmanager
+def candidates_of(file):
+    """The module of a study's candidates; other tests list the package's methods only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+        yield script.load(script.TRAIN.parents[1] / "benchmarks" / "studies" / file)
+
+
+def test_standardized_once():
+    """Without a second standardization, optimistic advantages have a mean above zero."""
+    advantage = torch.linspace(-1, 1, 101).unsqueeze(-1)
+    env, data = make_env("grid/predator_prey", num_envs=2), TensorDict(batch_size=[101])
+    with candidates_of("standardized_once.py"):
+        for name, mean in {"agent_mixer": 0.0, "agent_mixer_standardized_once": 0.43}.items():
+            loss = make_algorithm(name, env, 100).loss
+            optimistic = loss._maybe_normalize_advantage(advantage, data, update_norm=False)
+            assert optimistic.mean().item() == pytest.approx(mean, abs=0.01)
+
+
 class TestModifierAblation:
     """The candidates of ``modifier_ablation.py``."""
 
     @pytest.fixture(scope="class")
     def candidates(self):
-        root = script.TRAIN.parents[1]
-        with pytest.MonkeyPatch.context() as patch:  # other tests list the package's methods
-            patch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
-            yield script.load(root / "benchmarks" / "studies" / "modifier_ablation.py")
+        with candidates_of("modifier_ablation.py") as candidates:
+            yield candidates
 
     def test_they_train_without_unused_parameters(self, candidates):
         env = make_env("grid/predator_prey", num_envs=4)

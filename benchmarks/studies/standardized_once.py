@@ -1,4 +1,4 @@
-"""Candidate of ``grids.yaml``: AgentMixer without the second standardization of advantages."""
+"""Candidate of several studies: AgentMixer without the second standardization of advantages."""
 
 from __future__ import annotations
 
