@@ -325,15 +325,20 @@ def candidates_of(file):
         yield script.load(script.TRAIN.parents[1] / "benchmarks" / "studies" / file)
 
 
-def test_standardized_once():
-    """Without a second standardization, optimistic advantages have a mean above zero."""
+def test_standardized_twice():
+    """With full optimism: positive parts, and these standardized. Without: as before."""
     advantage = torch.linspace(-1, 1, 101).unsqueeze(-1)
+    once = (advantage - advantage.mean()) / advantage.std()
+    optimistic = once.clamp_min(0)
+    twice = (optimistic - optimistic.mean()) / optimistic.std()
     env, data = make_env("grid/predator_prey", num_envs=2), TensorDict(batch_size=[101])
-    with candidates_of("standardized_once.py"):
-        for name, mean in {"agent_mixer": 0.0, "agent_mixer_standardized_once": 0.43}.items():
-            loss = make_algorithm(name, env, 100).loss
-            optimistic = loss._maybe_normalize_advantage(advantage, data, update_norm=False)
-            assert optimistic.mean().item() == pytest.approx(mean, abs=0.01)
+    with candidates_of("standardized_twice.py"):
+        for name, expected in {"": optimistic, "_standardized_twice": twice}.items():
+            loss = make_algorithm(f"agent_mixer{name}", env, 100).loss
+            for optimism, value in {1.0: expected, 0.0: once}.items():
+                loss.optimism.fill_(optimism)
+                actual = loss._maybe_normalize_advantage(advantage, data, update_norm=False)
+                torch.testing.assert_close(actual, value)
 
 
 class TestModifierAblation:

@@ -11,7 +11,7 @@ from torchrl.modules import PopArtValueNorm
 
 from torchrl_agentmixer import AgentMixerPolicy
 from torchrl_agentmixer.envs import make_env
-from torchrl_agentmixer.objectives import AgentMixerLoss, HuberPPOLoss
+from torchrl_agentmixer.objectives import HuberPPOLoss
 
 
 def huber(error, delta):
@@ -19,8 +19,8 @@ def huber(error, delta):
     return torch.where(small, 0.5 * error**2, delta * (error.abs() - 0.5 * delta))
 
 
-def make_loss(policy, critic, loss_class=HuberPPOLoss, **kwargs):
-    loss = loss_class(
+def make_loss(policy, critic, **kwargs):
+    loss = HuberPPOLoss(
         policy,
         critic,
         value_norm=PopArtValueNorm(shape=1),
@@ -128,42 +128,3 @@ def test_optimism_reduces_negative_advantages(normalize):
 def test_optimism_is_a_fraction():
     with pytest.raises(ValueError, match=r"expected `optimism` in \[0, 1\], got 2"):
         example(optimism=2.0)
-
-
-def policy_gradient(loss, objective):
-    loss.zero_grad()
-    objective.backward()
-    return torch.cat(
-        [p.grad.flatten() for p in loss.actor_network.parameters() if p.grad is not None]
-    )
-
-
-@pytest.mark.parametrize("optimism", [0.0, 0.5, 1.0])
-def test_agent_mixers_advantages_are_standardized_twice(optimism):
-    """Before and after optimism; at ratio 1 the gradient is that of -A log pi."""
-    loss, data = example(
-        loss_class=AgentMixerLoss, functional=False, normalize_advantage=True, optimism=optimism
-    )
-    advantage = data["advantage"].clone()
-    for leak in (1 - optimism, 1):
-        advantage = (advantage - advantage.mean()) / advantage.std()
-        advantage = torch.where(advantage < 0, leak * advantage, advantage)
-    log_prob = loss.actor_network.get_dist(data.copy()).log_prob(data["agents", "action"])
-    expected = policy_gradient(loss, -(advantage.squeeze(-1) * log_prob).mean())
-    actual = policy_gradient(loss, loss(data)["loss_objective"])
-    assert expected.norm() > 0.01
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{"optimism": 0.0}, {"normalize_advantage": False}])
-def test_agent_mixers_loss_without_a_second_standardization(options):
-    options = {"optimism": 0.5, "normalize_advantage": True, **options}
-    (ours, data), (theirs, _) = (
-        example(loss_class=loss_class, **options) for loss_class in (AgentMixerLoss, HuberPPOLoss)
-    )
-    advantage = data["advantage"]
-    normalized = [
-        loss._maybe_normalize_advantage(advantage, data, update_norm=False)
-        for loss in (ours, theirs)
-    ]
-    assert torch.equal(*normalized)

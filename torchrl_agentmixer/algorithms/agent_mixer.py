@@ -24,7 +24,7 @@ from torchrl_agentmixer.modules import (
     IGCSchedules,
     PlanSchedules,
 )
-from torchrl_agentmixer.objectives import AgentMixerLoss, HuberPPOLoss
+from torchrl_agentmixer.objectives import HuberPPOLoss
 from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_metrics
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
@@ -125,11 +125,11 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
 
 
 class AgentMixer(PPOAlgorithm):
-    """AgentMixer with :class:`~torchrl_agentmixer.objectives.AgentMixerLoss` and TorchRL's ``GAE``.
+    """AgentMixer with TorchRL's ``MAPPOLoss`` and ``GAE`` on the joint policy (Eq. 13).
 
-    The team has one advantage, one log-probability of the joint policy and one ratio per time step
-    (Eq. 13). One backward pass trains actors and Modifier, with one learning rate each. Execution
-    is decentralized: the individual modes.
+    The team has one advantage, one log-probability and one ratio per time step. One backward pass
+    trains actors and Modifier, with one learning rate each. Execution is decentralized: the
+    individual modes.
 
     Args:
         env (EnvBase): sizes are read from its specs.
@@ -152,7 +152,7 @@ class AgentMixer(PPOAlgorithm):
     continuous = False
     config_class: type[AgentMixerConfig | ContinuousAgentMixerConfig] = AgentMixerConfig
     policy_class = AgentMixerPolicy
-    loss_class: type[HuberPPOLoss] = AgentMixerLoss
+    loss_class = HuberPPOLoss
     policy: AgentMixerPolicy
 
     def __init__(
@@ -222,8 +222,7 @@ class AgentMixer(PPOAlgorithm):
 class ContinuousAgentMixer(AgentMixer):
     """:class:`AgentMixer` for continuous actions.
 
-    Optimistic advantages are not standardized again, which gained nothing here. With
-    ``strength`` above 0 the joint policy is a mixture of joint plans, each a shift of all
+    With ``strength`` above 0 the joint policy is a mixture of joint plans, each a shift of all
     agents' means. At 0 (the default, and where ``strength`` is annealed to) it is the product of
     the individual policies, and the loss is MAPPO's. With ``num_components=0`` the Modifier writes
     the joint scale (the paper): the joint mode is always the individual mode, and the individual
@@ -250,7 +249,6 @@ class ContinuousAgentMixer(AgentMixer):
     discrete = False
     continuous = True
     config_class = ContinuousAgentMixerConfig
-    loss_class = HuberPPOLoss
 
 
 def _require_perturbation(config: Any, options: type, *names: str) -> None:

@@ -25,7 +25,6 @@ from torchrl.objectives import LossModule
 from torchrl_agentmixer.algorithms import AgentMixerConfig as DiscreteConfig
 from torchrl_agentmixer.algorithms import ContinuousAgentMixerConfig as ContinuousConfig
 from torchrl_agentmixer.benchmarl.team_distribution import TeamDistribution
-from torchrl_agentmixer.distributed import standardized
 from torchrl_agentmixer.groups import AgentGroup
 from torchrl_agentmixer.modules import PolicyModifier
 from torchrl_agentmixer.objectives import optimistic
@@ -121,11 +120,9 @@ class AgentMixer(Mappo):
         batch = super().process_batch(group, batch)
         advantage = batch.get((group, "advantage"))  # [*B, n, 1]
         team = advantage.mean(-2, keepdim=True)
-        discrete = self.policies[group].groups[0].discrete
-        optimism = as_schedule(self._recipe(continuous=not discrete).optimism)(self.progress)
-        team = optimistic(standardized(team), optimism)
-        if discrete:
-            team = standardized(team)  # as in `AgentMixerLoss`
+        team = (team - team.mean()) / team.std().clamp_min(1e-6)
+        recipe = self._recipe(continuous=not self.policies[group].groups[0].discrete)
+        team = optimistic(team, as_schedule(recipe.optimism)(self.progress))
         return batch.set((group, "advantage"), team.expand_as(advantage).clone())
 
     @property

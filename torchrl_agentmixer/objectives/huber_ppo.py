@@ -120,44 +120,6 @@ class HuberPPOLoss(AnalyticEntropy, MAPPOLoss):
         return optimistic(advantage, self.optimism)
 
 
-class AgentMixerLoss(HuberPPOLoss):
-    """:class:`HuberPPOLoss` whose optimistic advantages are standardized again.
-
-    Optimistic advantages have a mean above zero: what was better than average gains probability,
-    and nothing loses any, so noise alone makes the policy deterministic. A constant that is
-    subtracted from all advantages does not change the expected gradient. After the second
-    standardization all actions that are worse than average lose equally, whatever they cost.
-    Without optimism, or with ``normalize_advantage=False``, this is :class:`HuberPPOLoss`.
-
-    Args:
-        *args, **kwargs: as :class:`HuberPPOLoss`.
-
-    Examples:
-        >>> from torchrl_agentmixer import AgentMixerPolicy
-        >>> from torchrl_agentmixer.envs import make_env
-        >>> from torchrl_agentmixer.modules import CentralCritic, value_module
-        >>> env = make_env("matrix/penalty", num_envs=8)
-        >>> policy, critic = AgentMixerPolicy.from_env(env), value_module(CentralCritic(1))
-        >>> loss = AgentMixerLoss(
-        ...     policy, critic, optimism=1.0, normalize_advantage_exclude_dims=()
-        ... )
-        >>> loss.set_keys(action=("agents", "action"))
-        >>> data = critic(env.rollout(1, policy).reshape(-1)).detach()
-        >>> data["advantage"] = data["value_target"] = data["next", "reward"]
-        >>> bool(loss(data)["loss_objective"].abs() < 1e-5)  # the ratio is 1, the mean advantage 0
-        True
-    """
-
-    def _maybe_normalize_advantage(
-        self, advantage: torch.Tensor, tensordict: TensorDictBase, **kwargs: Any
-    ) -> torch.Tensor:
-        advantage = super()._maybe_normalize_advantage(advantage, tensordict, **kwargs)
-        if not self.normalize_advantage or advantage.numel() == 1:
-            return advantage
-        again = self._standardize_advantage(advantage, tensordict)
-        return torch.where(self.optimism > 0, again, advantage)
-
-
 def optimistic(advantage: torch.Tensor, optimism: torch.Tensor | float) -> torch.Tensor:
     """Multiply negative advantages by ``1 - optimism``.
 
