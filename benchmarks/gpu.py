@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--envs", nargs="+", default=list(ENVS)[:3], choices=list(ENVS))
+    parser.add_argument("--methods", nargs="+", default=list(DISCRETE), choices=list(DISCRETE))
     parser.add_argument("--num-envs", type=int, nargs="+", default=[512, 4096, 32768])
     parser.add_argument("--steps", type=int, default=32, help="steps of a batch")
     parser.add_argument("--batches", type=int, default=3)
@@ -117,7 +118,7 @@ def main() -> None:
     rows: list[dict] = []
     for num_envs in arguments.num_envs:
         for name in arguments.envs:
-            for method in ENVS[name][1]:
+            for method in arguments.methods:
                 new = measure(name, method, num_envs, arguments)
                 print_rows([new], header=not rows)
                 rows.append(new)

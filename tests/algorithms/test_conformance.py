@@ -68,10 +68,10 @@ def make_algorithm(name, env, options):
     return algorithms.make_algorithm(name, env, 40_000, options)
 
 
-def build(name, env, memory, *, num_envs=6, seed=0, **options):
+def build(name, env, memory, *, num_envs=6, seed=0, device=None, **options):
     """An algorithm and its environment."""
-    envs = ENVS if env in ENVS else GROUPS
-    env = make_env(env.partition(",")[0], num_envs=num_envs, seed=seed, **envs[env])
+    kwargs = (ENVS if env in ENVS else GROUPS)[env]
+    env = make_env(env.partition(",")[0], num_envs=num_envs, seed=seed, device=device, **kwargs)
     return make_algorithm(name, env, {**options, **memory}), env
 
 
@@ -329,3 +329,25 @@ def test_maven_in_an_environment_without_latent():
     env = make_env("grid/predator_prey", num_envs=2)
     with pytest.raises(KeyError, match=r"with_memory\(env, policy\)"):
         make_algorithm("maven", env, {}).policy(env.reset())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "env", "memory"), cases(ENVS))
+def test_on_a_gpu(name, env, memory):
+    """Updates change the policy, and its actions equal those of a copy on the CPU."""
+    torch.manual_seed(0)
+    algorithm, env = build(name, env, memory, device="cuda", epochs=2, num_minibatches=2)
+    start = [parameter.clone() for parameter in algorithm.execution_policy.parameters()]
+    for _ in range(2):
+        metrics = algorithm.update(collect(env, algorithm.policy))
+    assert all(torch.tensor(value).isfinite() for value in metrics.values())
+    parameters = list(algorithm.execution_policy.parameters())
+    assert all(parameter.is_cuda for parameter in parameters)
+    assert any(not torch.equal(one, two) for one, two in zip(parameters, start, strict=True))
+    observed = with_memory(env, algorithm.policy).reset()
+    on_cpu = copy.deepcopy(algorithm.execution_policy).cpu()
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        actions = algorithm.execution_policy(observed.clone())["agents", "action"]
+        expected = on_cpu(observed.cpu())["agents", "action"]
+    torch.testing.assert_close(actions.cpu(), expected, atol=1e-4, rtol=1e-4)

@@ -14,6 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_agentmixer.algorithms import MAVENConfig, make_algorithm
 from torchrl_agentmixer.envs import MatrixGameEnv, RecallEnv, climbing, make_env, with_memory
 from torchrl_agentmixer.modules import LatentMixer, LatentUtilities
+from torchrl_agentmixer.policies import LatentPolicy
 from torchrl_agentmixer.training import evaluate
 
 FEW = {"epochs": 1, "num_minibatches": 2}
@@ -454,3 +455,11 @@ class TestErrors:
         for state in (other.checkpoint_state(), maven(grid(), num_latents=3).checkpoint_state()):
             with pytest.raises(ValueError, match="MAVEN: expected the state of the same method"):
                 algorithm.load_checkpoint_state(state)
+
+
+def test_exploration_is_on_the_device_of_the_networks():
+    policy = maven(grid()).policy
+    networks = [module.to("meta") for module in (policy.utilities, policy.latent_logits)]
+    moved = LatentPolicy(*networks, policy.group, num_latents=policy.num_latents)
+    assert moved.exploration.eps.is_meta
+    assert moved.exploration.spec.device == torch.device("meta")

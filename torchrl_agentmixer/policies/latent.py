@@ -62,6 +62,7 @@ class LatentPolicy(TensorDictModuleBase):
         self.exploration = EGreedyModule(
             CategoricalSpec(group.action_dim, shape=(group.n_agents,)),
             action_mask_key="action_mask" if group.masked else None,
+            device=next(self.parameters()).device,
         )
         mask_keys = [self._mask_key] if self._mask_key else []
         self.in_keys = [group.key("observation"), *mask_keys, "state", "latent", "is_init"]
