@@ -56,6 +56,44 @@ def test_a_compiled_run_is_the_same(tmp_path, compiled, name, options):
         torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that ``torch.compile`` finds; it compiles to the operations of eager mode."""
+    torch.compiler.reset()
+    compile_, found = torch.compile, []
+
+    def backend(graph, _):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compile_(call, backend=backend))
+    return found
+
+
+def test_a_compiled_run_begins_without_code_of_earlier_runs(tmp_path, graphs):
+    earlier, env = torch.compile(torch.sin), make_env("grid/predator_prey", num_envs=4)
+
+    def stop(frames):
+        raise InterruptedError
+
+    for compiled, expected in ((False, 1), (True, 2)):
+        algorithm = make_algorithm("mappo", env, 40, {"compile": compiled})
+        run = RunDirectory(tmp_path / str(compiled))
+        with pytest.raises(InterruptedError):  # before the first batch
+            train(algorithm, env, env, LOOP, run, on_start=stop)
+        earlier(torch.ones(2))
+        assert len(graphs) == expected
+
+
+@pytest.mark.soak
+def test_every_run_of_a_process_is_compiled(tmp_path, graphs):
+    counts = []
+    for seed in range(4):
+        small_run(tmp_path / str(seed), seed, name="mappo", compile=True)
+        counts.append(len(graphs))
+    assert counts == [counts[0] * (seed + 1) for seed in range(4)]
+
+
 def without_rates(path):
     return {k: v for k, v in read_metrics(path).items() if not k.startswith("fps")}
 

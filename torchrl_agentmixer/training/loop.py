@@ -70,9 +70,8 @@ def train(
         on_message (callable, optional): called with messages; a warning by default.
 
     Raises:
-        ValueError: for environments of another batch size than ``[num_envs]``,
-            ``frames_per_batch`` that they do not divide, or videos of an environment without
-            ``render``.
+        ValueError: for batch sizes other than ``[num_envs]``, ``frames_per_batch`` that they do
+            not divide, or videos of an environment without ``render``.
         FloatingPointError: for NaN or infinity in a batch, a metric or a parameter.
         RuntimeError: when a worker process dies.
         Interrupted: after SIGTERM or SIGINT.
@@ -86,6 +85,8 @@ def train(
         )
     check_videos(config.video_interval, eval_env)
     policy, compiled = algorithm.policy, algorithm.compile_policy
+    if compiled:
+        torch.compiler.reset()  # code of earlier runs counts toward PyTorch's recompile limit
     collection = make_collection(env, policy, frames // ranks, workers, compile_policy=compiled)
     ignore: Callable[[Any], None] = lambda value: None  # noqa: E731
     hooks = on_start or ignore, on_metrics or ignore, on_message or warnings.warn
@@ -247,8 +248,7 @@ class _Loop:
         self.run.cut(state.pop("sizes"))
         self.position = _Position(**state)
         self.log(f"resumed from the checkpoint at frame {frames:,}.")
-        reason = self.collection.load_state_dict(own["collector"])
-        if reason is not None:
+        if (reason := self.collection.load_state_dict(own["collector"])) is not None:
             self.log(f"{reason}; new episodes begin.")
         load_random_state(own["random"])
 
