@@ -47,9 +47,9 @@ class ClippedUpdateConfig:
         input_norm: LayerNorm on the networks' inputs, as in the authors' networks.
         distribution: distribution of continuous actions, ``"normal"`` or ``"tanh_normal"``.
         compile: compile the losses and, where the training process collects, the policy, by
-            ``torch.compile``. It takes up to a minute at the first batch; updates then take a half
-            to two thirds of the time. Other random numbers are drawn, and a resumed run is not
-            equal to an uninterrupted one.
+            ``torch.compile``. It takes up to a minute at the first batch; on a CPU, updates then
+            take a half to two thirds of the time. Other random numbers are drawn, and a resumed
+            run is not equal to an uninterrupted one.
 
     Raises:
         TypeError: for a value of another type; the message names the field.
