@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torchrl.data import Categorical
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import Transform
@@ -56,21 +57,9 @@ def test_a_compiled_run_is_the_same(tmp_path, compiled, name, options):
         torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    """The graphs that ``torch.compile`` finds; it compiles to the operations of eager mode."""
-    torch.compiler.reset()
-    compile_, found = torch.compile, []
-
-    def backend(graph, _):
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda call, **_: compile_(call, backend=backend))
-    return found
-
-
-def test_a_compiled_run_begins_without_code_of_earlier_runs(tmp_path, graphs):
+@pytest.mark.usefixtures("compiled")
+def test_a_compiled_run_begins_without_code_of_earlier_runs(tmp_path):
+    counters.clear()
     earlier, env = torch.compile(torch.sin), make_env("grid/predator_prey", num_envs=4)
 
     def stop(frames):
@@ -82,15 +71,17 @@ def test_a_compiled_run_begins_without_code_of_earlier_runs(tmp_path, graphs):
         with pytest.raises(InterruptedError):  # before the first batch
             train(algorithm, env, env, LOOP, run, on_start=stop)
         earlier(torch.ones(2))
-        assert len(graphs) == expected
+        assert counters["stats"]["unique_graphs"] == expected
 
 
 @pytest.mark.soak
-def test_every_run_of_a_process_is_compiled(tmp_path, graphs):
+@pytest.mark.usefixtures("compiled")
+def test_every_run_of_a_process_is_compiled(tmp_path):
+    counters.clear()
     counts = []
     for seed in range(4):
         small_run(tmp_path / str(seed), seed, name="mappo", compile=True)
-        counts.append(len(graphs))
+        counts.append(counters["stats"]["unique_graphs"])
     assert counts == [counts[0] * (seed + 1) for seed in range(4)]
 
 

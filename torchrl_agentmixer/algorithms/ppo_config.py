@@ -49,7 +49,8 @@ class ClippedUpdateConfig:
         compile: compile the losses and, where the training process collects, the policy, by
             ``torch.compile``. It takes up to a minute at the first batch; on a CPU, updates then
             take a half to two thirds of the time. Other random numbers are drawn, and a resumed
-            run is not equal to an uninterrupted one.
+            run is not equal to an uninterrupted one. A training drops the compiled code of earlier
+            ones in its process (``torch.compiler.reset``).
 
     Raises:
         TypeError: for a value of another type; the message names the field.
