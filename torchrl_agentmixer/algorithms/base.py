@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,13 +168,31 @@ class Algorithm(nn.Module):
         Returns:
             torch.Tensor: the norm before clipping.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.zero_grad()
+        return self.gradient_steps(loss, [optimizer], max_norm)[0]
+
+    def gradient_steps(
+        self,
+        loss: torch.Tensor,
+        optimizers: Sequence[torch.optim.Optimizer],
+        max_norm: float = float("inf"),
+    ) -> list[torch.Tensor]:
+        """One step of several optimizers on one loss, as :meth:`gradient_step` of each.
+
+        The gradients of an optimizer's parameters are clipped apart from the others'. A compiled
+        loss has one backward pass, also where its terms train different networks.
+        """
+        parameters = [
+            [p for group in optimizer.param_groups for p in group["params"]]
+            for optimizer in optimizers
+        ]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        distributed.average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
-        return norm
+        distributed.average_gradients([p for trained in parameters for p in trained])
+        norms = [nn.utils.clip_grad_norm_(trained, max_norm) for trained in parameters]
+        for optimizer in optimizers:
+            optimizer.step()
+        return norms
 
     # Functions over the processes of ``torchrun``, for subclasses.
     standardize = staticmethod(distributed.standardized)

@@ -126,10 +126,10 @@ class MAGPO(PPOAlgorithm):
         """One step of the guider and its critic, and one of the learners."""
         losses = self.loss(minibatch)
         guider = losses["loss_objective"] + losses["loss_guider_kl"] + losses["loss_entropy"]
-        norm = self.adam_step(guider + losses["loss_critic"])
-        learner_norm = self.gradient_step(
-            losses["loss_imitation"] + losses["loss_learner"],
-            self.learner_optimizer,
+        learners = losses["loss_imitation"] + losses["loss_learner"]
+        norm, learner_norm = self.gradient_steps(
+            guider + losses["loss_critic"] + learners,
+            [self.optimizer, self.learner_optimizer],
             self.config.max_grad_norm,
         )
         metrics = ppo_metrics(losses, norm)
