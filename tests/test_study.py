@@ -6,7 +6,6 @@ import csv
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tensordict import TensorDict
 
 from torchrl_agentmixer.algorithms import make_algorithm, registry
 from torchrl_agentmixer.envs import make_env
@@ -317,37 +315,15 @@ def test_many_candidates_are_plotted_by_their_evaluations(monkeypatch, count, co
     assert (drawn["decentralized modes"]["0"].joint is None) == (count == 6)
 
 
-@contextmanager
-def candidates_of(file):
-    """The module of a study's candidates; other tests list the package's methods only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
-        yield script.load(script.TRAIN.parents[1] / "benchmarks" / "studies" / file)
-
-
-def test_standardized_twice():
-    """With full optimism: positive parts, and these standardized. Without: as before."""
-    advantage = torch.linspace(-1, 1, 101).unsqueeze(-1)
-    once = (advantage - advantage.mean()) / advantage.std()
-    optimistic = once.clamp_min(0)
-    twice = (optimistic - optimistic.mean()) / optimistic.std()
-    env, data = make_env("grid/predator_prey", num_envs=2), TensorDict(batch_size=[101])
-    with candidates_of("standardized_twice.py"):
-        for name, expected in {"": optimistic, "_standardized_twice": twice}.items():
-            loss = make_algorithm(f"agent_mixer{name}", env, 100).loss
-            for optimism, value in {1.0: expected, 0.0: once}.items():
-                loss.optimism.fill_(optimism)
-                actual = loss._maybe_normalize_advantage(advantage, data, update_norm=False)
-                torch.testing.assert_close(actual, value)
-
-
 class TestModifierAblation:
     """The candidates of ``modifier_ablation.py``."""
 
     @pytest.fixture(scope="class")
     def candidates(self):
-        with candidates_of("modifier_ablation.py") as candidates:
-            yield candidates
+        with pytest.MonkeyPatch.context() as patch:  # other tests list the package's methods only
+            patch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+            root = script.TRAIN.parents[1]
+            yield script.load(root / "benchmarks" / "studies" / "modifier_ablation.py")
 
     def test_they_train_without_unused_parameters(self, candidates):
         torch.manual_seed(0)
