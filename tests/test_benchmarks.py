@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_throughput(tmp_path, run_script):
     ]
     assert all(float(r["collection_fps"]) > 0 and float(r["update_fps"]) > 0 for r in rows)
     assert output.count("| vmas/predator_prey |") == 6
+
+
+def test_rates_of_methods(run_script):
+    which = ("--envs", "climbing", "--methods", "mappo", "mat", "masac")
+    output = run_script("benchmarks/methods.py", *which, "--batches", 5, "--rounds", 1)
+    header, _, *rows = [line for line in output.splitlines() if line.startswith("|")]
+    assert header == "| method | climbing |"
+    assert [row.split(" | ")[0] for row in rows] == ["| mappo", "| mat", "| masac"]
+    assert [bool(re.search(r"\d", row)) for row in rows] == [True, True, False]
+    output = run_script("benchmarks/methods.py", "--batches", 4, ok=False)
+    assert "--batches: expected at least 5, got 4." in output
 
 
 @pytest.mark.parametrize("options", [(), ("--compile", "--methods", "agent_mixer")])
