@@ -267,8 +267,8 @@ def test_default_schedules():
     """Correlation falls to zero in the first quarter, the temperature in the second half."""
     policy, td = scouts()
     names = ("temperature", "strength", "consistency", "modified_share")
-    rows = {0.0: (1, 3, 0, 1), 0.125: (1, 1.5, 0, 1), 0.25: (1, 0, 0, 1), 0.7: (0.65, 0, 0, 1)}
-    rows[1.0] = (0.3, 0, 0, 1)
+    rows = {0.0: (1, 3, 0, 1), 0.125: (1, 1.5, 0, 1), 0.25: (1, 0, 0, 1), 0.7: (0.55, 0, 0, 1)}
+    rows[1.0] = (0.1, 0, 0, 1)
     assert values(policy) == pytest.approx(dict(zip(names, rows[0.0], strict=True)))
     for progress, row in rows.items():
         policy.anneal(progress)

@@ -29,10 +29,8 @@ from torchrl_agentmixer.policies import AgentMixerPolicy, Sampled, consistency_m
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
 _DIAGNOSED = 1000
-# Schedules for discrete and for continuous actions.
-_CLIP_HIGH = Schedule(1.0, 0.2, since=0.25, until=0.25)
-_OPTIMISTIC = Schedule(1.0, 0.0, since=0.15, until=0.25)
-_LONG_CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
+_CLIP_HIGH = Schedule(1.0, 0.2, since=0.5, until=0.5)
+_OPTIMISTIC = Schedule(1.0, 0.0, since=0.4, until=0.5)
 _HALF_OPTIMISTIC = Schedule(0.5, 0.0, since=0.4, until=0.5)
 
 
@@ -101,7 +99,7 @@ class ContinuousAgentMixerConfig(ContinuousModifierOptions, PlanSchedules, PPOCo
     lr: float = 1e-3
     lr_modifier: float = 1e-3
     epochs: int = 4
-    clip_epsilon: ClipEpsilon = (0.2, _LONG_CLIP_HIGH)
+    clip_epsilon: ClipEpsilon = (0.2, _CLIP_HIGH)
     entropy_coeff: float = 0.0
     strength: Scheduled = 0.0
     optimism: Scheduled = _HALF_OPTIMISTIC

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_agentmixer._choices import check_known
 from torchrl_agentmixer.schedules import Schedule, Scheduled, as_schedule
 
-_SHARPENED = Schedule(1.0, 0.3, since=0.5, until=0.9)
+_SHARPENED = Schedule(1.0, 0.1, since=0.5, until=0.9)
 _ANNEALED = Schedule(3.0, 0.0, until=0.25)
 _SHIFTS_ANNEALED = Schedule(1.0, 0.0, until=0.25)
 
