@@ -40,6 +40,8 @@ import yaml
 from study_report import Report, RunName
 from torch.multiprocessing import get_context
 
+from torchrl_agentmixer.training import Interrupted
+
 TRAIN = Path(__file__).parent.parent / "examples" / "train.py"
 FIXED = ("plots=false", "num_threads=1", "auto_resume=true")
 
@@ -118,7 +120,11 @@ def run(job: Job, out: Path) -> str:
     """Do one run; its folder gets its final name when the run is complete."""
     folder = job.folder(out)
     unfinished = folder.with_suffix(".unfinished")
-    last = train(job, unfinished)
+    try:
+        last = train(job, unfinished)
+    except Interrupted as error:  # its checkpoint is saved
+        print(error, flush=True)
+        sys.exit(error.exit_code)  # a failed run would leave this process waiting for the next one
     unfinished.rename(folder)
     return f"{job.environment}, {job.candidate}, seed {job.seed}: {last[f'eval_{job.metric}']:.4g}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,6 +286,24 @@ class TestArchived:
         study.write_text("archived: [mixture]" + STUDY)
         with pytest.raises(SystemExit, match="got runs of climbing/mixture,"):
             run(study, "--out", tmp_path / "elsewhere", "--report", reported)
+
+
+@pytest.mark.soak
+def test_a_signal_ends_all_processes(tmp_path, study):
+    """Trainings that run save a checkpoint, and no other one begins."""
+    study.write_text(STUDY.replace("total_frames=60", "total_frames=20_000_000"))
+    command = [sys.executable, script.__file__, study, "--out", tmp_path / "out"]
+    out = tmp_path / "out"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while not any(path.stat().st_size for path in out.glob("*/*/*/metrics.csv")):
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.terminate()
+        printed = process.stdout.read()  # until the last process ends
+        assert process.wait(60) == 143
+    assert "SIGTERM at frame" in printed
+    assert len(list(out.glob("*/*/*/checkpoints"))) <= 2
+    assert any(out.glob("*/*/*/checkpoints/*"))
 
 
 @pytest.mark.parametrize(
