@@ -1,11 +1,11 @@
 """Frames per CPU second of training with every method, on four families of environments.
 
-    OMP_NUM_THREADS=1 python benchmarks/methods.py                      # the table in docs/results
+    OMP_NUM_THREADS=1 python benchmarks/methods.py --batches 5 --rounds 1  # as in docs/results
     OMP_NUM_THREADS=1 python benchmarks/methods.py --envs grid_predator_prey --methods mappo magpo
 
-Environments, batches and options are those of ``examples/train.py`` (but batches of 160 frames for
-SAC, as in ``studies/sac.yaml``). Collection and update count, evaluation does not.
-Rounds alternate between the methods; each figure is the median of its rounds.
+Environments, batches and options are those of ``examples/train.py``, but SAC has batches of ten
+steps, which on MA-MuJoCo are the 160 frames of ``studies/sac.yaml``. Collection and update count,
+evaluation does not. Rounds alternate between the methods; each figure is the median of its rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchrl_agentmixer.algorithms import available_algorithms
 from torchrl_agentmixer.envs import make_env
 
 ENVS = ("grid_predator_prey", "vmas_predator_prey", "mamujoco", "smax")
-SAC_BATCH = 160
+SAC_STEPS = 10
 
 
 def rate(env: str, method: str, batches: int) -> float:
@@ -30,13 +30,11 @@ def rate(env: str, method: str, batches: int) -> float:
     config = load(TRAIN).compose([f"env={env}", f"algorithm={method}"]).to_dict()
     options, settings = config["algorithm"], config["env"]
     name = options.pop("name")
-    batch = SAC_BATCH if "alpha_init" in options else settings["frames_per_batch"]
-    make = partial(make_env, settings["name"], **settings["kwargs"])
-
-    def sized(*, seed: int, num_envs: int = settings["num_envs"]):
-        return make(num_envs=num_envs, seed=seed)
-
-    return training_rate(name, options, sized, batches * batch, batch)
+    num_envs, batch = settings["num_envs"], settings["frames_per_batch"]
+    if "alpha_init" in options:
+        batch = SAC_STEPS * num_envs
+    make = partial(make_env, settings["name"], num_envs=num_envs, **settings["kwargs"])
+    return training_rate(name, options, make, batches * batch, batch)
 
 
 def main() -> None:

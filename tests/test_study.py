@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,13 +296,17 @@ def test_a_signal_ends_all_processes(tmp_path, study):
     study.write_text(STUDY.replace("total_frames=60", "total_frames=20_000_000"))
     command = [sys.executable, script.__file__, study, "--out", tmp_path / "out"]
     out = tmp_path / "out"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
         while not any(path.stat().st_size for path in out.glob("*/*/*/metrics.csv")):
             assert process.poll() is None
             time.sleep(0.5)
         process.terminate()
-        printed = process.stdout.read()  # until the last process ends
-        assert process.wait(60) == 143
+        printed, _ = process.communicate(timeout=60)  # until the last process ends
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143
     assert "SIGTERM at frame" in printed
     assert len(list(out.glob("*/*/*/checkpoints"))) <= 2
     assert any(out.glob("*/*/*/checkpoints/*"))
