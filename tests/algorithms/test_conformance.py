@@ -185,35 +185,6 @@ class TestConformance:
         assert {group["lr"] for group in groups} == {1e-7}
 
 
-@pytest.mark.parametrize(
-    "memory",
-    [{}, pytest.param(MEMORY, marks=pytest.mark.soak)],
-    ids=["feed-forward", "recurrent"],
-)
-@pytest.mark.parametrize("name", [n for n in available_algorithms() if has(n, "compile")])
-def test_a_compiled_update_equals_an_eager_one(name, memory, compiled):
-    if name == "happo":
-        pytest.skip("does not compile")
-    if memory and not has(name, "memory_dim"):
-        pytest.skip("has no memory")
-    env = "grid/predator_prey" if algorithm_class(name).discrete else "vmas/predator_prey"
-
-    # Steps nearly in proportion to the gradient: rounding of a zero gradient makes no step.
-    options = {"num_minibatches": 2, "adam_eps": 1.0, "lr": 0.1}
-
-    def run(compile):
-        torch.manual_seed(0)
-        algorithm, own_env = build(name, env, memory, **options, compile=compile)
-        algorithm.update(collect(own_env, algorithm.policy))
-        return dict(algorithm.named_parameters())
-
-    expected = run(compile=False)
-    assert not compiled
-    after = run(compile=True)
-    assert compiled
-    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)  # the message names the key
-
-
 LEARNING = [name for name in available_algorithms() if algorithm_class(name).discrete]
 
 

@@ -106,7 +106,8 @@ def trained(name, env_name, **options):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "mappo" else pytest.mark.soak) for n in COMPILED]
+    "name",
+    [pytest.param(n, marks=() if n in ("mappo", "magpo") else pytest.mark.soak) for n in COMPILED],
 )
 def test_compiled_losses_are_the_same(name, compiled):
     """With the operations of eager mode: also no random number more or less is drawn."""
