@@ -101,7 +101,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What ``torch.compile`` was called with; it compiles to the operations of eager mode."""
+    """What ``torch.compile`` was called with; it compiles to the operations of eager mode.
+
+    Backward passes are traced, too.
+    """
     torch._dynamo.reset()
     calls, compile_ = [], torch.compile
 

@@ -294,8 +294,8 @@ class TestArchived:
 def test_a_signal_ends_all_processes(tmp_path, study):
     """Trainings that run save a checkpoint, and no other one begins."""
     study.write_text(STUDY.replace("total_frames=60", "total_frames=20_000_000"))
-    command = [sys.executable, script.__file__, study, "--out", tmp_path / "out"]
     out = tmp_path / "out"
+    command = [sys.executable, script.__file__, study, "--out", out]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         while not any(path.stat().st_size for path in out.glob("*/*/*/metrics.csv")):

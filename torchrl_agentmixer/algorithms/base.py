@@ -178,8 +178,16 @@ class Algorithm(nn.Module):
     ) -> list[torch.Tensor]:
         """One step of several optimizers on one loss, as :meth:`gradient_step` of each.
 
-        The gradients of an optimizer's parameters are clipped apart from the others'. A compiled
-        loss has one backward pass, also where its terms train different networks.
+        A compiled loss has one backward pass, also where its terms train different networks.
+
+        Args:
+            loss (torch.Tensor): a scalar, the mean over the samples of this process.
+            optimizers (sequence of torch.optim.Optimizer): of different parameters; the gradients
+                of each are clipped together, apart from the others'.
+            max_norm (float): bound on the norm of the mean gradient of each.
+
+        Returns:
+            list of torch.Tensor: the norms before clipping, one per optimizer.
         """
         parameters = [
             [p for group in optimizer.param_groups for p in group["params"]]
