@@ -31,6 +31,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -116,31 +117,51 @@ def train(job: Job, folder: Path) -> dict[str, float | None]:
     return experiment.run(config, folder)
 
 
-def run(job: Job, out: Path) -> str:
-    """Do one run; its folder gets its final name when the run is complete."""
+def run(job: Job, out: Path) -> None:
+    """Do one run, and print its result; its folder gets its final name when it is complete.
+
+    Raises:
+        SystemExit: for a run that failed or was interrupted, after a line that says why.
+    """
     folder = job.folder(out)
     unfinished = folder.with_suffix(".unfinished")
     try:
         last = train(job, unfinished)
     except Interrupted as error:  # its checkpoint is saved
         print(error, flush=True)
-        sys.exit(error.exit_code)  # a failed run would leave this process waiting for the next one
+        sys.exit(error.exit_code)
+    except Exception as error:
+        print(f"{folder}: {type(error).__name__}: {error}", flush=True)
+        sys.exit(1)
     unfinished.rename(folder)
-    return f"{job.environment}, {job.candidate}, seed {job.seed}: {last[f'eval_{job.metric}']:.4g}"
+    score = last[f"eval_{job.metric}"]
+    print(f"{job.environment}, {job.candidate}, seed {job.seed}: {score:.4g}", flush=True)
 
 
 def run_all(jobs: list[Job], out: Path, processes: int) -> int:
-    """Do the runs and print the result of each; returns the number of failures."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the worker processes, too
-    failed = 0
-    with get_context("spawn").Pool(processes) as pool:
-        results = [(job, pool.apply_async(run, (job, out))) for job in jobs]
-        for job, result in results:
-            try:
-                print(result.get(), flush=True)
-            except Exception as error:
-                failed += 1
-                print(f"{job.folder(out)}: {type(error).__name__}: {error}", flush=True)
+    """Do each run in a process of its own; returns the number of failures."""
+    context, waiting, running, failed = get_context("spawn"), list(jobs), {}, 0
+
+    def stop(*_: object) -> None:
+        for process in running.values():
+            process.terminate()
+        sys.exit(143)  # when they have saved their checkpoints
+
+    signal.signal(signal.SIGTERM, stop)
+    while waiting or running:
+        while waiting and len(running) < processes:
+            job = waiting.pop(0)
+            name = str(job.folder(out))
+            process = context.Process(target=run, args=(job, out), name=name)
+            process.start()
+            running[process.sentinel] = process
+        for sentinel in wait(list(running)):
+            process = running.pop(sentinel)
+            process.join()
+            failed += process.exitcode != 0
+            if process.exitcode < 0:
+                killer = signal.Signals(-process.exitcode).name
+                print(f"{process.name}: killed by {killer}", flush=True)
     return failed
 
 

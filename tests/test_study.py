@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,10 +51,29 @@ def study(tmp_path):
     return path
 
 
+class Inline:
+    """In place of a process: calls the function in this one."""
+
+    def __init__(self, target, args, name):
+        self.call = lambda: target(*args)
+        self.sentinel = self
+        self.exitcode = 0
+
+    def start(self):
+        try:
+            self.call()
+        except SystemExit as error:
+            self.exitcode = error.code
+
+    def join(self):
+        pass
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """The script, in this process, with its runs in a thread; returns what it printed."""
-    monkeypatch.setattr(script, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    """The script with its runs in this process; returns what it printed."""
+    monkeypatch.setattr(script, "get_context", lambda _: SimpleNamespace(Process=Inline))
+    monkeypatch.setattr(script, "wait", list)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
@@ -244,6 +263,17 @@ def test_other_runs_follow_one_that_fails(tmp_path, study, run, trained, capsys)
         run(study, "--out", tmp_path / "runs", "--processes", 1)
     assert "mapo" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "runs" / "climbing").iterdir()) == ["mixture"]
+
+
+def test_other_runs_follow_one_that_is_killed(tmp_path, study, run, monkeypatch, capsys):
+    monkeypatch.setattr(script, "get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(script, "wait", multiprocessing.connection.wait)
+    monkeypatch.setattr(script, "train", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SystemExit, match="4 runs failed"):
+        run(study, "--out", tmp_path / "runs")
+    printed = capsys.readouterr().out.splitlines()[1:]
+    folders = [job.folder(tmp_path / "runs") for job in script.read_study(study).jobs]
+    assert sorted(printed) == sorted(f"{folder}: killed by SIGKILL" for folder in folders)
 
 
 def test_a_run_that_is_listed_twice_is_refused(tmp_path, study, run):
