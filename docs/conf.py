@@ -27,6 +27,7 @@ extensions = [
 ]
 add_module_names = False
 source_suffix = {".md": "markdown"}
+exclude_patterns = ["results/.*"]  # a report that `benchmarks/study.py` is writing
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "show-inheritance": True}
