@@ -151,8 +151,7 @@ def run_all(jobs: list[Job], out: Path, processes: int) -> int:
     while waiting or running:
         while waiting and len(running) < processes:
             job = waiting.pop(0)
-            name = str(job.folder(out))
-            process = context.Process(target=run, args=(job, out), name=name)
+            process = context.Process(target=run, args=(job, out), name=str(job.folder(out)))
             process.start()
             running[process.sentinel] = process
         for sentinel in wait(list(running)):
