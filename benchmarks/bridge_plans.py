@@ -122,12 +122,18 @@ def described(agent: int, cells: list[Cell]) -> str:
 
 def row_of(run: Path) -> dict[str, Any]:
     """Return, best responses and plans of a complete run."""
-    algorithm, env, _ = load_run(run)
+    algorithm, env, config = load_run(run)
+    policy = algorithm.execution_policy
+    if config.normalize_observations or policy.in_keys != [("agents", "observation")]:
+        raise SystemExit(
+            f"{run}: expected a policy of observations alone, not normalized, got one of "
+            f"{policy.in_keys} with normalize_observations={config.normalize_observations}."
+        )
     while not isinstance(env, BridgeCrossingEnv):
         if not hasattr(env, "base_env"):
             raise SystemExit(f"{run}: expected a run on grid/bridge_crossing, got {env}.")
         env = env.base_env
-    plans, team = plans_of(algorithm.execution_policy, env.max_steps), Team(env)
+    plans, team = plans_of(policy, env.max_steps), Team(env)
     row: dict[str, Any] = {"run": run, "return": f"{team.value(plans):.2f}"}
     for agent, name in enumerate("AB"):
         row[f"best response of {name}"] = f"{team.best_response(agent, plans):.2f}"

@@ -109,3 +109,12 @@ def test_script(tmp_path, run_script):
     run_script("examples/train.py", "env=climbing", *train, *small, f"hydra.run.dir={other}")
     with pytest.raises(SystemExit, match="expected a run on grid/bridge_crossing"):
         bridge_plans.row_of(other)
+
+
+@pytest.mark.parametrize("option", ["algorithm.memory_dim=4", "normalize_observations=true"])
+def test_other_observations_are_refused(tmp_path, run_script, option):
+    small = ("env.num_envs=2", *(f"env.{key}=20" for key in FRAMES), f"hydra.run.dir={tmp_path}")
+    train = ("algorithm=mappo", "algorithm.num_minibatches=1", "plots=false", option)
+    run_script("examples/train.py", "env=bridge_crossing", *train, *small)
+    with pytest.raises(SystemExit, match="observations alone, not normalized"):
+        bridge_plans.row_of(tmp_path)
