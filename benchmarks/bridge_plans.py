@@ -45,6 +45,12 @@ def targets(cell: Cell) -> set[Cell]:
     return {moved(cell, action) for action in range(len(MOVES))}
 
 
+def same_passage(one: Cell, other: Cell) -> bool:
+    """Whether both cells are inside the same passage."""
+    first, second = (GRID[row][column] for row, column in (one, other))
+    return first == second and first in "12"
+
+
 def plans_of(policy: TensorDictModuleBase, max_steps: int) -> Plans:
     """Plans of a deterministic policy without memory."""
     plans = tuple(([start], [start]) for start in STARTS)
@@ -69,19 +75,14 @@ class Team:
         self.costs = env.step_cost, env.congestion_cost
         self.probs = env.small_prob, 1 - env.small_prob  # small, big
 
-    def congested(self, one: Cell, other: Cell, any_big: bool) -> bool:
-        """Whether a passage is over capacity."""
-        passages = [GRID[row][column] for row, column in (one, other)]
-        return any_big and passages[0] == passages[1] and passages[0] in "12"
-
     def step(self, agent: int, size: int, move: tuple[Cell, Cell], time: int, team: Plans) -> float:
         """Expected reward of a step of one agent of this size, over the other's size."""
         step_cost, congestion_cost = self.costs
         reward = -step_cost * (move[0] != GOALS[agent])
         for prob, other_size, cells in zip(self.probs, (0, 1), team[1 - agent], strict=True):
             reward -= prob * step_cost * (cells[time] != GOALS[1 - agent])
-            any_big = bool(size or other_size)
-            reward -= prob * congestion_cost * self.congested(move[1], cells[time + 1], any_big)
+            jam = bool(size or other_size) and same_passage(move[1], cells[time + 1])
+            reward -= prob * congestion_cost * jam
         return reward
 
     def value(self, team: Plans) -> float:
@@ -123,16 +124,16 @@ def described(agent: int, cells: list[Cell]) -> str:
 def row_of(run: Path) -> dict[str, Any]:
     """Return, best responses and plans of a complete run."""
     algorithm, env, config = load_run(run)
+    while not isinstance(env, BridgeCrossingEnv):
+        if not hasattr(env, "base_env"):
+            raise SystemExit(f"{run}: expected a run on grid/bridge_crossing, got {env}.")
+        env = env.base_env
     policy = algorithm.execution_policy
     if config.normalize_observations or policy.in_keys != [("agents", "observation")]:
         raise SystemExit(
             f"{run}: expected a policy of observations alone, not normalized, got one of "
             f"{policy.in_keys} with normalize_observations={config.normalize_observations}."
         )
-    while not isinstance(env, BridgeCrossingEnv):
-        if not hasattr(env, "base_env"):
-            raise SystemExit(f"{run}: expected a run on grid/bridge_crossing, got {env}.")
-        env = env.base_env
     plans, team = plans_of(policy, env.max_steps), Team(env)
     row: dict[str, Any] = {"run": run, "return": f"{team.value(plans):.2f}"}
     for agent, name in enumerate("AB"):
